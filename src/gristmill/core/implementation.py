@@ -1,0 +1,150 @@
+"""An implementation: one way to meet an op's contract on some devices."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from gristmill import settings
+from gristmill.core.config import Config, Value
+from gristmill.core.launch import Launch
+from gristmill.core.op import Op
+from gristmill.core.problem import Problem, TensorSpec
+from gristmill.core.space import Space
+from gristmill.core.target import Target, device_target
+from gristmill.errors import RegistrationError, UnsupportedProblemError
+
+Kind = Literal["triton", "vendor", "compiled"]
+Supports = Callable[[Problem, Target], "str | None"]
+Launcher = Callable[[tuple[Any, ...], tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], Config], tuple[Launch, ...]]
+
+
+class Executor(Protocol):
+    """What runs launches; `compile/` has the one there is, `registry.executor()` finds it."""
+
+    def run(self, launches: Sequence[Launch]) -> None: ...
+
+
+def anywhere(problem: Problem, target: Target) -> str | None:
+    """The `supports` of an implementation with no limits of its own."""
+    del problem, target
+    return None
+
+
+def no_workspace(problem: Problem, config: Config) -> tuple[TensorSpec, ...]:
+    """The `workspace` of an implementation that needs none."""
+    del problem, config
+    return ()
+
+
+def no_knobs(problem: Problem, target: Target) -> Mapping[str, Value]:
+    """The `prior` of an implementation with nothing to tune."""
+    del problem, target
+    return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Implementation:
+    """One way to compute an op; callable by hand with the op's signature plus `config=None`.
+
+    Attributes:
+        op: the contract.
+        name: unique within the op (`row`, `aten`, ...).
+        kind: `triton` (has a `launcher`), `vendor` (a plain `call`), or `compiled` (`build` makes the callable and may
+            take seconds).
+        doc: when it wins.
+        space, prior: what can be tuned, and the values to use untuned.
+        supports: `None`, or the reason why this problem cannot be run here.
+        workspace: scratch tensors that the launcher gets, uninitialised.
+        source: the file whose content identifies it in the store.
+    """
+
+    op: Op
+    name: str
+    kind: Kind
+    source: Path
+    module: str
+    doc: str = ""
+    space: Space = Space()
+    prior: Callable[[Problem, Target], Mapping[str, Value]] = no_knobs
+    supports: Supports = anywhere
+    workspace: Callable[[Problem, Config], tuple[TensorSpec, ...]] = no_workspace
+    launcher: Launcher | None = None
+    call: Callable[..., Any] | None = None
+    build: Callable[[Problem], Callable[..., Any]] | None = None
+    executor: Callable[[], Executor] | None = None
+
+    def __post_init__(self) -> None:
+        given = {"triton": self.launcher, "vendor": self.call, "compiled": self.build}
+        if given[self.kind] is None or sum(v is not None for v in given.values()) != 1:
+            raise RegistrationError(
+                f"{self.id}: kind {self.kind!r} needs exactly one of launcher (triton), call (vendor), build (compiled)."
+            )
+
+    @property
+    def id(self) -> str:
+        return f"{self.op.name}/{self.name}"
+
+    @cached_property
+    def source_hash(self) -> str:
+        """Identity in the store: the schema, the source file, and the device functions that it imports."""
+        digest = hashlib.sha256(self.op.schema.encode())
+        digest.update(self.source.read_bytes())
+        module = sys.modules.get(self.module)
+        names = {getattr(v, "__module__", None) or getattr(v, "__name__", "") for v in vars(module).values()} if module else ()
+        for name in sorted(n for n in names if isinstance(n, str) and ".kernels.device" in n):
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if file:
+                digest.update(Path(file).read_bytes())
+        return digest.hexdigest()[:16]
+
+    def why_not(self, problem: Problem, target: Target) -> str | None:
+        """`None` where this implementation can run the problem, else the reason."""
+        if self.kind == "triton" and not target.is_gpu and not settings.current().interpret:
+            return "Triton kernels need a GPU"
+        return self.supports(problem, target)
+
+    def config(self, values: Mapping[str, Value] | None, problem: Problem, target: Target) -> Config:
+        """A checked config: these knob values, or the prior for `None`."""
+        return self.space.config(self.prior(problem, target) if values is None else values, problem, target)
+
+    def launches(self, values: tuple[Any, ...], config: Config) -> tuple[tuple[torch.Tensor, ...], tuple[Launch, ...]]:
+        """Outputs and workspace allocated on the arguments' device, and the launches that fill the outputs."""
+        assert self.launcher is not None
+        problem, device = self.op.problem(values), self.op.device(values)
+        outputs = tuple(spec.empty(device) for spec in self.op.outputs(problem))
+        workspace = tuple(spec.empty(device) for spec in self.workspace(problem, config))
+        return outputs, self.launcher(values, outputs, workspace, config)
+
+    def __call__(self, *args: Any, config: Mapping[str, Value] | None = None, **kwargs: Any) -> Any:
+        """Run this implementation, with this config (`None`: its prior).
+
+        Raises:
+            InvalidInputError: the arguments break the op's contract.
+            UnsupportedProblemError: this implementation cannot run the problem here; the message says why.
+            InvalidConfigError: `config` has an unknown key, a bad value or breaks a constraint.
+        """
+        values = self.op.bind(args, kwargs)
+        problem, target = self.op.problem(values), device_target(self.op.device(values))
+        reason = self.why_not(problem, target)
+        if reason is not None:
+            raise UnsupportedProblemError(
+                f"`{self.id}` cannot run {problem} on {target.name}: {reason}. "
+                f"Call `gristmill.{self.op.name}(...)`, which chooses an implementation that can."
+            )
+        chosen = self.config(config, problem, target)
+        if self.call is not None:
+            return self.call(*values)
+        if self.build is not None:
+            return self.build(problem)(*values)
+        assert self.executor is not None
+        outputs, launches = self.launches(values, chosen)
+        self.executor().run(launches)
+        return outputs if len(outputs) != 1 else outputs[0]

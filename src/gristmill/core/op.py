@@ -1,0 +1,196 @@
+"""An op: the contract that every implementation of it meets, declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from gristmill.core.problem import Axis, Bucket, Problem, TensorSpec
+from gristmill.errors import InvalidInputError, RegistrationError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far an output may be from the float64 reference, element by element:
+
+        |out - ref| <= rtol * |ref| + gamma * magnitude + atol
+
+    `rtol` is the rounding of the result to its dtype, `gamma` the accumulated rounding in units of the op's
+    `magnitude` (what the sum would be with no cancellation), `atol` the dtype's underflow; `reason` says why so much.
+    """
+
+    rtol: float
+    gamma: float
+    atol: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A named problem that people have (a layer of a real model), or an adversarial one."""
+
+    name: str
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the op must do at least: floating-point operations, and bytes with every input read and output written once."""
+
+    flops: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A contract.
+
+    Attributes:
+        schema: torch schema string: the one source of names, order, defaults and mutation.
+        check: raises `InvalidInputError` where the arguments (schema order) break the contract. Types, devices and
+            dtypes in `dtypes` are checked before it.
+        reference: plain torch, differentiable, dtype-generic (in float64: the truth).
+        magnitude: the reference without cancellation (see `Bounds`), on float64 arguments.
+        inputs: `(problem, generator, variant) -> arguments`: real values on the generator's device.
+        variants: the value variants that `inputs` knows, the usual one first.
+        outputs: what is returned, as specs.
+        axes: the problem's named sizes, exact or bucketed.
+        cost: flops and bytes.
+        bounds: error bounds of the outputs.
+        workloads: named problems.
+        dtypes: dtypes that tensor arguments may have.
+        matrix: whether the flops run on matrix units (for the roofline).
+    """
+
+    schema: str
+    check: Callable[..., None]
+    reference: Callable[..., Any]
+    magnitude: Callable[..., Any]
+    inputs: Callable[[Problem, torch.Generator, str], tuple[Any, ...]]
+    outputs: Callable[[Problem], tuple[TensorSpec, ...]]
+    axes: Callable[[Problem], tuple[Axis, ...]]
+    cost: Callable[[Problem], Cost]
+    bounds: Callable[[Problem], Bounds]
+    workloads: tuple[Workload, ...]
+    variants: tuple[str, ...] = ("normal",)
+    dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
+    matrix: bool = False
+    doc: str = field(default="")
+
+    @cached_property
+    def parsed(self) -> Any:
+        """The schema as torch parses it."""
+        try:
+            return torch._C.parse_schema(f"gristmill::{self.schema}")
+        except RuntimeError as error:
+            raise RegistrationError(f"the schema {self.schema!r} does not parse: {error}") from error
+
+    @cached_property
+    def name(self) -> str:
+        return self.parsed.name.removeprefix("gristmill::")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The arguments' names, in order."""
+        return tuple(a.name for a in self.parsed.arguments)
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """The schema as a Python signature."""
+        kind = inspect.Parameter
+        return inspect.Signature(
+            [
+                kind(
+                    a.name,
+                    kind.KEYWORD_ONLY if a.kwarg_only else kind.POSITIONAL_OR_KEYWORD,
+                    default=a.default_value if a.has_default_value() else kind.empty,
+                )
+                for a in self.parsed.arguments
+            ]
+        )
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+        """The arguments of a call in the schema's order, checked.
+
+        Raises:
+            InvalidInputError: names the argument, what it was, what is allowed and what to do.
+        """
+        try:
+            bound = self.signature.bind(*args, **(kwargs or {}))
+        except TypeError as error:
+            unknown = [k for k in kwargs or {} if k not in self.names]
+            hint = did_you_mean(unknown[0], self.names) if unknown else ""
+            raise InvalidInputError(f"`{self.name}`: {error}. Its signature is {self.schema}.{hint}") from None
+        bound.apply_defaults()
+        values = tuple(bound.arguments.values())
+        self.validate(values)
+        return values
+
+    def validate(self, values: Sequence[Any]) -> None:
+        """Check arguments in the schema's order: types, device, dtype, then the op's own rules."""
+        first: tuple[str, torch.Tensor] | None = None
+        for argument, value in zip(self.parsed.arguments, values, strict=True):
+            name = argument.name
+            _check_type(self.name, name, str(argument.type), value)
+            if not isinstance(value, torch.Tensor):
+                continue
+            if value.dtype not in self.dtypes:
+                allowed = ", ".join(str(d) for d in self.dtypes)
+                raise InvalidInputError(
+                    f"`{name}` has dtype {value.dtype}; `{self.name}` takes {allowed}. Convert it with `{name}.to(...)`."
+                )
+            if value.layout is not torch.strided:
+                raise InvalidInputError(
+                    f"`{name}` has layout {value.layout}; `{self.name}` takes strided tensors. Call `{name}.to_dense()`."
+                )
+            if first is None:
+                first = (name, value)
+            elif value.device != first[1].device:
+                raise InvalidInputError(
+                    f"`{name}` is on {value.device} and `{first[0]}` on {first[1].device}; `{self.name}` needs one device. "
+                    f"Call `{name}.to({str(first[1].device)!r})`."
+                )
+        self.check(*values)
+
+    def problem(self, values: Sequence[Any]) -> Problem:
+        return Problem.of(self.name, self.names, values)
+
+    def bucket(self, problem: Problem) -> Bucket:
+        return Bucket.of(problem, self.axes(problem))
+
+    def device(self, values: Sequence[Any]) -> torch.device:
+        """The device of the (first) tensor argument."""
+        return next(v.device for v in values if isinstance(v, torch.Tensor))
+
+    def workload(self, name: str) -> Workload:
+        for workload in self.workloads:
+            if workload.name == name:
+                return workload
+        known = [w.name for w in self.workloads]
+        raise InvalidInputError(
+            f"`workload` is {name!r}; `{self.name}` has {', '.join(known)}. Choose one.{did_you_mean(name, known)}"
+        )
+
+
+def _check_type(op: str, name: str, declared: str, value: Any) -> None:
+    if declared.startswith("Optional["):
+        if value is None:
+            return
+        declared = declared.removeprefix("Optional[").removesuffix("]")
+    expected = {"Tensor": torch.Tensor, "float": (int, float), "int": int, "bool": bool, "str": str}.get(declared)
+    wrong_bool = isinstance(value, bool) and declared in ("int", "float")
+    if expected is not None and (not isinstance(value, expected) or wrong_bool):
+        raise InvalidInputError(
+            f"`{name}` is {type(value).__name__}; `{op}` needs {'a tensor' if declared == 'Tensor' else declared}. "
+            f"Pass {'a torch.Tensor' if declared == 'Tensor' else f'a Python {declared}'}."
+        )
+
+
+def as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
+    """An op's result as a tuple, however many outputs it has."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,0 +1,25 @@
+"""Provenance: the versions under which a measurement was made."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+
+import torch
+
+
+@functools.lru_cache(maxsize=1)
+def provenance() -> str:
+    """The versions that a measured time depends on, as canonical JSON (starts no device)."""
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip or "", "driver": _driver()}
+    try:
+        versions["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        versions["triton"] = ""
+    return json.dumps(versions, sort_keys=True, separators=(",", ":"))
+
+
+def _driver() -> str:
+    version = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return str(version()) if version is not None else ""

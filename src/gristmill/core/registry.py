@@ -1,0 +1,127 @@
+"""The registry of ops and implementations; `load` is the one dynamic import in the library."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gristmill.core.implementation import Executor, Implementation, Kind
+from gristmill.core.op import Op
+from gristmill.errors import RegistrationError, UnknownOpError, did_you_mean
+
+ENTRY_POINTS = "gristmill.kernels"
+
+_ops: dict[str, Op] = {}
+_implementations: dict[str, dict[str, Implementation]] = {}
+_loaded: set[str] = set()
+_lock = threading.RLock()
+
+
+def declare(op: Op) -> Op:
+    """Register an op's contract; returns it. Specs call this once, at import."""
+    with _lock:
+        if op.name in _ops:
+            raise RegistrationError(f"the op {op.name!r} is declared twice.")
+        _ops[op.name] = op
+    return op
+
+
+def register(op: Op, name: str, function: Callable[..., Any], **fields: Any) -> Implementation:
+    """Register an implementation of `op` from the module that defines `function`; returns the callable implementation.
+
+    `function` is the launcher of a Triton implementation, or with `kind="vendor"` the call itself, or with
+    `kind="compiled"` what builds the call for a problem. Other keywords are fields of `Implementation`.
+    """
+    kind: Kind = fields.pop("kind", "triton")
+    role = {"triton": "launcher", "vendor": "call", "compiled": "build"}[kind]
+    module = fields.pop("module", function.__module__)
+    file = sys.modules[module].__file__
+    assert file is not None
+    fields.setdefault("doc", (inspect.getdoc(sys.modules[module]) or "").strip())
+    implementation = Implementation(
+        op=op, name=name, kind=kind, source=Path(file), module=module, executor=executor, **{role: function}, **fields
+    )
+    with _lock:
+        known = _implementations.setdefault(op.name, {})
+        if name in known:
+            raise RegistrationError(f"{implementation.id} is registered twice ({known[name].source} and {file}).")
+        known[name] = implementation
+    return implementation
+
+
+def op_names() -> tuple[str, ...]:
+    """The names of every op: ours by their spec files, third parties' by entry point."""
+    import_module("gristmill.specs")
+    _load_entry_points()
+    specs = sys.modules["gristmill.specs"]
+    ours = [m.name for m in pkgutil.iter_modules(specs.__path__) if not m.name.startswith("_")]
+    return tuple(sorted({*ours, *_ops}))
+
+
+def load(name: str) -> Op:
+    """The op of this name, with every implementation of it imported and registered.
+
+    Raises:
+        UnknownOpError: no such op; the message suggests near names.
+    """
+    if name in _loaded:
+        return _ops[name]
+    with _lock:
+        if name not in _ops and name.isidentifier() and importlib.util.find_spec(f"gristmill.specs.{name}"):
+            import_module(f"gristmill.specs.{name}")
+        _load_entry_points()
+        if name not in _ops:
+            known = op_names()
+            raise UnknownOpError(f"`op` is {name!r}; known ops are {', '.join(known)}.{did_you_mean(name, known)}")
+        if importlib.util.find_spec(f"gristmill.kernels.{name}"):
+            package = import_module(f"gristmill.kernels.{name}")
+            for module in pkgutil.iter_modules(package.__path__):
+                import_module(f"{package.__name__}.{module.name}")
+        _loaded.add(name)
+        return _ops[name]
+
+
+def implementations(op: str) -> tuple[Implementation, ...]:
+    """Every implementation of an op, by name."""
+    load(op)
+    return tuple(impl for _, impl in sorted(_implementations.get(op, {}).items()))
+
+
+def implementation(op: str, name: str) -> Implementation:
+    """One implementation of an op."""
+    load(op)
+    known = _implementations.get(op, {})
+    if name not in known:
+        raise UnknownOpError(
+            f"`implementation` is {name!r}; `{op}` has {', '.join(sorted(known))}.{did_you_mean(name, known)}"
+        )
+    return known[name]
+
+
+def executor() -> Executor:
+    """The one executor (content reaches it only through here)."""
+    return import_module("gristmill.compile.executor").EXECUTOR
+
+
+def import_module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+_entry_points_loaded = False
+
+
+def _load_entry_points() -> None:
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        point.load()

@@ -1,0 +1,96 @@
+"""A target: what a problem runs on."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gristmill.errors import InvalidInputError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The silicon: vendor (`cuda`, `hip`, `cpu`), architecture (`sm_90`, `gfx942`), and the sizes that configs depend on."""
+
+    vendor: str
+    arch: str
+    name: str
+    num_sms: int
+    shared_memory_bytes: int = 0
+    l2_bytes: int = 0
+    memory_bytes: int = 0
+    warp_size: int = 32
+
+    @property
+    def key(self) -> str:
+        """Identity in the store: silicon and processor count."""
+        return f"{self.vendor}:{self.arch}:{self.num_sms}:{self.name}"
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.vendor != "cpu"
+
+    @property
+    def capability(self) -> int:
+        """The CUDA compute capability as an int (90 for sm_90); 0 elsewhere."""
+        return int(self.arch.removeprefix("sm_")) if self.arch.startswith("sm_") else 0
+
+    @property
+    def has_tma(self) -> bool:
+        return self.capability >= 90
+
+
+# Sizes from the vendors' datasheets, for compiling with no such device present.
+_NAMED = {
+    "sm_80": Target("cuda", "sm_80", "NVIDIA A100", 108, 166_912, 40 << 20, 80 << 30),
+    "sm_90": Target("cuda", "sm_90", "NVIDIA H200", 132, 232_448, 60 << 20, 141 << 30),
+    "sm_100": Target("cuda", "sm_100", "NVIDIA B200", 148, 232_448, 126 << 20, 180 << 30),
+    "gfx942": Target("hip", "gfx942", "AMD MI300X", 304, 65_536, 256 << 20, 192 << 30, warp_size=64),
+}
+
+
+def named_target(arch: str) -> Target:
+    """The target of a known architecture, without the device (`sm_80`, `sm_90`, `sm_100`, `gfx942`)."""
+    try:
+        return _NAMED[arch]
+    except KeyError:
+        raise InvalidInputError(
+            f"`target` is {arch!r}; known architectures are {', '.join(_NAMED)}.{did_you_mean(arch, _NAMED)}"
+        ) from None
+
+
+@functools.lru_cache(maxsize=64)
+def device_target(device: torch.device) -> Target:
+    """The target behind a torch device. Starts CUDA for a CUDA device that is not started yet."""
+    if device.type == "cuda":
+        p = torch.cuda.get_device_properties(device)
+        hip = torch.version.hip is not None
+        shared = getattr(p, "shared_memory_per_block_optin", 0) or getattr(p, "shared_memory_per_block", 0)
+        return Target(
+            vendor="hip" if hip else "cuda",
+            arch=p.gcnArchName.split(":")[0] if hip else f"sm_{p.major}{p.minor}",
+            name=p.name,
+            num_sms=p.multi_processor_count,
+            shared_memory_bytes=shared,
+            l2_bytes=getattr(p, "L2_cache_size", 0),
+            memory_bytes=p.total_memory,
+            warp_size=getattr(p, "warp_size", 64 if hip else 32),
+        )
+    if device.type == "cpu":
+        return Target("cpu", platform.machine(), _cpu_name(), torch.get_num_threads())
+    raise InvalidInputError(
+        f"a tensor is on {str(device)!r}; gristmill runs on 'cuda' and 'cpu' devices. Move the tensors to one of them."
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "cpu"

@@ -1,0 +1,52 @@
+"""The exception tree: one class per kind of mistake, each also the built-in class a caller would expect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GristmillError(Exception):
+    """Root of every error that gristmill raises on purpose."""
+
+
+class InvalidInputError(GristmillError, ValueError):
+    """An argument breaks the op's contract. The message names it, what it was, what is allowed and what to do."""
+
+
+class UnsupportedProblemError(GristmillError, NotImplementedError):
+    """No implementation takes this problem on this device; the message lists each one's reason."""
+
+
+class UnknownOpError(GristmillError, LookupError):
+    """No op of this name is registered; the message suggests near names."""
+
+
+class InvalidConfigError(GristmillError, ValueError):
+    """A config has an unknown key, a value outside its knob, or breaks a constraint of its space."""
+
+
+class RegistrationError(GristmillError, RuntimeError):
+    """An op or implementation is declared inconsistently or twice."""
+
+
+class TuningError(GristmillError, RuntimeError):
+    """Tuning cannot start or cannot produce a plan."""
+
+
+class CacheError(GristmillError, RuntimeError):
+    """The plan store was asked for something explicit that it cannot do (selection never raises it)."""
+
+
+class CompileError(GristmillError, RuntimeError):
+    """A kernel does not compile, or its binary does not fit the target."""
+
+
+class ArtifactError(GristmillError, RuntimeError):
+    """An ahead-of-time artifact is damaged or does not match."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest known names, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,0 +1,103 @@
+"""Every setting of the library, in one frozen value; the only reader of the process environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+
+from gristmill.errors import InvalidInputError
+
+TunePolicy = Literal["never", "now"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user can set, and the environment variable that sets it.
+
+    Attributes:
+        cache_dir: folder of the plan store (`GRISTMILL_CACHE_DIR`; default: the platform's user cache).
+        tune: whether `get_op` may tune a problem it has no plan for (`GRISTMILL_TUNE=now|never`).
+        budget_s: seconds that one tuning run may take (`GRISTMILL_BUDGET_S`).
+        candidate_timeout_s: seconds after which a candidate that does not answer is killed
+            (`GRISTMILL_CANDIDATE_TIMEOUT_S`).
+        compile_jobs: processes that compile candidates (`GRISTMILL_COMPILE_JOBS`; default: the cores, at most 16).
+        progress: show a progress bar while tuning (`GRISTMILL_PROGRESS=0|1`; default: when stderr is a terminal).
+        interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU tensors too.
+    """
+
+    cache_dir: Path
+    tune: TunePolicy = "now"
+    budget_s: float = 60.0
+    candidate_timeout_s: float = 30.0
+    compile_jobs: int = 1
+    progress: bool | None = None
+    interpret: bool = False
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        env = os.environ
+        cache_dir = env.get("GRISTMILL_CACHE_DIR") or platformdirs.user_cache_dir("gristmill")
+        tune = env.get("GRISTMILL_TUNE", "now")
+        if tune not in ("now", "never"):
+            raise InvalidInputError(f"GRISTMILL_TUNE is {tune!r}; it can be 'now' or 'never'. Set one of them.")
+        progress = env.get("GRISTMILL_PROGRESS")
+        return cls(
+            cache_dir=Path(cache_dir).expanduser(),
+            tune="now" if tune == "now" else "never",
+            budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
+            candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),
+            compile_jobs=int(_number(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores()))),
+            progress=None if progress is None else progress not in ("", "0"),
+            interpret=env.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"),
+        )
+
+
+def _number(env: os._Environ[str], name: str, default: float) -> float:
+    text = env.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value <= 0:
+        raise InvalidInputError(f"{name} is {text!r}; it needs a positive number. Set one, or unset it.")
+    return value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_current: Settings | None = None
+
+
+def current() -> Settings:
+    """The settings in force, read from the environment at the first use."""
+    global _current
+    if _current is None:
+        _current = Settings.from_environment()
+    return _current
+
+
+@contextlib.contextmanager
+def override(**changes: Any) -> Iterator[Settings]:
+    """Run a block under changed settings (process-wide: for start-up code, tests and benchmarks)."""
+    global _current
+    before = current()
+    _current = replace(before, **changes)
+    try:
+        yield _current
+    finally:
+        _current = before
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a process of ours: this one's, with `changes`."""
+    return {**os.environ, **changes}
