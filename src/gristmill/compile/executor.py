@@ -1,0 +1,233 @@
+"""The one executor: runs launches, binds them for the hot path, and compiles them for any target without a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.driver import driver
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import create_function_from_signature
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from gristmill.core.launch import Launch, TensorMap
+from gristmill.core.target import Target
+from gristmill.errors import CompileError
+
+MAX_GRID_YZ = 65_535
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A kernel compiled for a target, and what the compiler says of it."""
+
+    kernel: CompiledKernel
+    target: Target
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.kernel.metadata.shared
+
+    @property
+    def num_warps(self) -> int:
+        """Warps per program of the binary (a warp-specialised kernel has more than were asked for)."""
+        return self.kernel.metadata.num_warps
+
+    @cached_property
+    def registers(self) -> int | None:
+        """Registers per thread; `None` where the target has no disassembler at hand."""
+        return self._usage[0]
+
+    @cached_property
+    def spills(self) -> int | None:
+        """Bytes of local memory per thread (spills and register arrays); `None` as for `registers`."""
+        return self._usage[1]
+
+    @cached_property
+    def sass(self) -> str:
+        """The machine code, disassembled (CUDA targets)."""
+        return self.kernel.asm["sass"]
+
+    @cached_property
+    def _usage(self) -> tuple[int | None, int | None]:
+        if self.target.vendor != "cuda":
+            return _amdgcn_usage(self.kernel.asm.get("amdgcn", ""))
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder, "kernel.cubin")
+            cubin.write_bytes(self.kernel.asm["cubin"])
+            tool = knobs.nvidia.cuobjdump.path
+            text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+        usage = dict(part.split(":", 1) for part in text.split() if ":" in part and part[0].isupper())
+        return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
+
+
+def _amdgcn_usage(text: str) -> tuple[int | None, int | None]:
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(":")
+        if name in (".vgpr_count", ".private_segment_fixed_size"):
+            found[name] = int(value)
+    return found.get(".vgpr_count"), found.get(".private_segment_fixed_size")
+
+
+def triton_target(target: Target) -> GPUTarget:
+    """Our target in Triton's terms."""
+    arch = target.capability if target.vendor == "cuda" else target.arch
+    return GPUTarget(target.vendor, arch, target.warp_size)
+
+
+class _Address:
+    """What a TMA descriptor's encoder asks of its base tensor, without keeping the tensor alive."""
+
+    __slots__ = ("address", "dtype")
+
+    def __init__(self, address: int, dtype: torch.dtype) -> None:
+        self.address, self.dtype = address, dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def _native(arg: Any) -> Any:
+    """An argument as Triton's JIT takes it."""
+    if isinstance(arg, TensorMap):
+        return TensorDescriptor(arg.tensor, list(arg.shape), list(arg.strides), list(arg.block))
+    return arg
+
+
+def _is_empty(launch: Launch) -> bool:
+    return any(n == 0 for n in launch.grid)
+
+
+class Executor:
+    """Runs, binds and compiles `Launch` values."""
+
+    def run(self, launches: Sequence[Launch]) -> None:
+        """Launch on the current stream of the device that the tensors are on."""
+        for launch in launches:
+            if _is_empty(launch):
+                continue
+            with torch.cuda.device_of(launch.tensors()[0]):
+                launch.kernel[launch.grid](*map(_native, launch.args), **launch.constexprs, **launch.options)
+
+    def compile(self, launch: Launch, target: Target) -> Binary:
+        """The binary that running `launch` on `target` would use, compiled here; meta tensors will do, a GPU need not be.
+
+        Raises:
+            CompileError: with the compiler's message.
+        """
+        backend = make_backend(triton_target(target))
+        kernel = launch.kernel
+        try:
+            binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+            kwargs = {**launch.constexprs, **launch.options, "debug": kernel.debug or knobs.runtime.debug}
+            kwargs["instrumentation_mode"] = knobs.compilation.instrumentation_mode
+            arguments, specialization, options = binder(*map(_native, launch.args), **kwargs)
+            options, signature, constexprs, attrs = kernel._pack_args(
+                backend, kwargs, arguments, specialization, options
+            )
+            source = ASTSource(kernel, signature, constexprs, attrs)
+            return Binary(triton.compile(source, target=triton_target(target), options=options.__dict__), target)
+        except CompileError:
+            raise
+        except Exception as error:  # the compiler raises anything: its message is the reason
+            text = str(error).strip() or type(error).__name__
+            raise CompileError(f"{kernel.__name__} does not compile for {target.arch}: {text}") from error
+
+    def can_bind(self, launches: Sequence[Launch]) -> bool:
+        """Whether `bind` takes these launches (the interpreter runs launches one by one)."""
+        return not any(isinstance(launch.kernel, InterpretedFunction) for launch in launches)
+
+    def bind(
+        self, launches: Sequence[Launch], slots: Sequence[torch.Tensor], device: torch.device
+    ) -> Callable[[Sequence[int]], None]:
+        """A function that launches again for other addresses of the same tensors.
+
+        `slots` are the tensors that the launches refer to; the function takes their new `data_ptr()`s in that order. It
+        is valid for tensors with the same shapes, strides, dtypes, device and alignment, and expects `device` to be the
+        current one.
+        """
+        bound = [self._bind_one(launch, slots, device) for launch in launches if not _is_empty(launch)]
+        if len(bound) == 1:
+            return bound[0]
+
+        def run_all(addresses: Sequence[int]) -> None:
+            for one in bound:
+                one(addresses)
+
+        return run_all
+
+    def _bind_one(
+        self, launch: Launch, slots: Sequence[torch.Tensor], device: torch.device
+    ) -> Callable[[Sequence[int]], None]:
+        with torch.cuda.device(device):
+            native = tuple(map(_native, launch.args))
+            kernel = launch.kernel.warmup(*native, grid=launch.grid, **launch.constexprs, **launch.options)
+            run = kernel.run  # loads the binary: `function` is set from here on
+        order = launch.kernel.arg_names
+        template: list[Any] = [*launch.args, *(launch.constexprs.get(n) for n in order[len(launch.args) :])]
+        pointers: list[tuple[int, int]] = []
+        maps: list[tuple[int, int, TensorMap, dict[int, TensorDescriptor]]] = []
+        for position, arg in enumerate(launch.args):
+            if isinstance(arg, TensorMap):
+                maps.append((position, _slot(slots, arg.tensor), arg, {}))
+            elif isinstance(arg, torch.Tensor):
+                pointers.append((position, _slot(slots, arg)))
+        grid = (*launch.grid, 1, 1)[:3]
+        function, packed, index = kernel.function, kernel.packed_metadata, device.index
+        runtime, stream_of = knobs.runtime, torch._C._cuda_getCurrentRawStream
+        grid_x, grid_y, grid_z = grid
+
+        def launch_again(addresses: Sequence[int]) -> None:
+            args = template.copy()
+            for position, slot in pointers:
+                args[position] = addresses[slot]
+            for position, slot, tensor_map, made in maps:
+                address = addresses[slot]
+                descriptor = made.get(address)
+                if descriptor is None:
+                    descriptor = _descriptor(tensor_map, address, made)
+                args[position] = descriptor
+            stream = stream_of(index)
+            enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+            if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+                metadata = kernel.launch_metadata(grid, stream, *args)
+                run(grid_x, grid_y, grid_z, stream, function, packed, metadata, enter, leave, *args)
+            else:
+                run(grid_x, grid_y, grid_z, stream, function, packed, None, None, None, *args)
+
+        return launch_again
+
+
+def _slot(slots: Sequence[torch.Tensor], tensor: torch.Tensor) -> int:
+    for index, candidate in enumerate(slots):
+        if candidate is tensor:
+            return index
+    raise CompileError(
+        "a launcher's launch refers to a tensor that is neither an argument, an output nor workspace. "
+        "Declare it in `workspace`, or pass a view's shape and strides instead of the view."
+    )
+
+
+MAX_DESCRIPTORS = 64  # addresses remembered per descriptor argument: a caching allocator cycles through few
+
+
+def _descriptor(tensor_map: TensorMap, address: int, made: dict[int, TensorDescriptor]) -> TensorDescriptor:
+    if len(made) >= MAX_DESCRIPTORS:
+        made.clear()
+    base = _Address(address, tensor_map.tensor.dtype)
+    made[address] = TensorDescriptor(base, list(tensor_map.shape), list(tensor_map.strides), list(tensor_map.block))
+    return made[address]
+
+
+EXECUTOR = Executor()
