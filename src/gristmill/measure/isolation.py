@@ -1,0 +1,207 @@
+"""A child process that answers JSON requests: timed out, killed and started again, so that a kernel that traps or hangs
+takes nobody down with it.
+
+The child is a fresh interpreter running one of our modules (never a fork: CUDA does not survive one; never
+`multiprocessing`: it would import the user's `__main__` again), in a session of its own so that Ctrl-C reaches only the
+parent. What crosses is one JSON object a line over a socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gristmill.settings import child_environment
+
+REASON_CHARS = 400
+START_TIMEOUT_S = 120.0  # importing torch and Triton, and starting CUDA, on a cold and busy machine
+
+
+class ChildDied(Exception):
+    """The child ended before it answered."""
+
+
+class ChildTimedOut(Exception):
+    """The child did not answer in time."""
+
+
+class Lines:
+    """JSON objects, one a line, over a socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._buffer = b""
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
+        """The next object, or `None` at the end of the stream. Raises `TimeoutError`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            if deadline is not None:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise TimeoutError
+                self.connection.settimeout(remaining)
+            else:
+                self.connection.settimeout(None)
+            data = self.connection.recv(1 << 16)
+            if not data:
+                return None
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return json.loads(line)
+
+
+class Child:
+    """The parent's end: starts `python -m module`, sends requests, kills what does not answer."""
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+        self.module = module
+        self.environment = dict(environment or {})
+        self.started = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: Lines | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115: lives as long as the child
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the child if it is not running; returns once it says it is ready."""
+        if self.alive:
+            return
+        self.stop()
+        ours, theirs = socket.socketpair()
+        self._log.seek(0)
+        self._log.truncate()
+        # A source tree on sys.path must reach the child too; the rest of sys.path is the interpreter's own business.
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, *filter(None, child_environment().get("PYTHONPATH", "").split(os.pathsep))]
+        environment = child_environment(PYTHONPATH=os.pathsep.join(paths), **self.environment)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self.module, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._lines = Lines(ours)
+        self.started += 1
+        ready = self.receive(START_TIMEOUT_S)
+        if not ready.get("ready"):
+            raise ChildDied(f"{self.module} said {ready} in place of ready")
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send one request (starting the child if needed)."""
+        self.start()
+        assert self._lines is not None
+        try:
+            self._lines.send(message)
+        except OSError as error:
+            raise self._death() from error
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+            ChildTimedOut: none in time; the child has been killed.
+            ChildDied: the child has ended; the message says how.
+        """
+        assert self._lines is not None
+        try:
+            message = self._lines.receive(timeout_s)
+        except TimeoutError:
+            self.stop()
+            raise ChildTimedOut(f"no answer within {timeout_s:.0f} s") from None
+        except OSError as error:
+            raise self._death() from error
+        if message is None:
+            raise self._death()
+        return message
+
+    def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """`send`, then `receive`."""
+        self.send(message)
+        return self.receive(timeout_s)
+
+    def fileno(self) -> int:
+        """The socket, for `select`."""
+        assert self._lines is not None
+        return self._lines.connection.fileno()
+
+    def stop(self) -> None:
+        """Kill the child and everything that it started."""
+        process, self._process = self._process, None
+        if self._lines is not None:
+            self._lines.connection.close()
+            self._lines = None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _death(self) -> ChildDied:
+        process = self._process
+        code = None
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=5)
+        self.stop()
+        how = "closed its connection"
+        if code is not None:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        return ChildDied(f"the worker was {how}{self._last_words()}" if "killed" in how else f"the worker {how}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        self._log.seek(0, os.SEEK_END)
+        size = self._log.tell()
+        self._log.seek(max(0, size - 4096))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1][:REASON_CHARS]}" if lines else ""
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+def serve(handle: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    """The child's end: answer requests until the parent goes away. Called by a module run by `Child`."""
+    lines = connect()
+    lines.send({"ready": True})
+    while True:
+        message = lines.receive(None)
+        if message is None:
+            return
+        lines.send(handle(message))
+
+
+def connect() -> Lines:
+    """The child's connection; the child dies with its parent from here on."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return Lines(socket.socket(fileno=int(sys.argv[1])))

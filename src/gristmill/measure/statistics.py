@@ -1,0 +1,50 @@
+"""Paired comparison of samples: medians, bootstrap intervals of their ratio, and what counts as a tie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1_000
+SAME_US = 0.3  # two times this close are the same: the resolution of CUDA events and of what a caller notices
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Median of `a` over median of `b`, with its 95% bootstrap interval over the pairs."""
+
+    value: float
+    low: float
+    high: float
+
+
+def median(samples: Sequence[float]) -> float:
+    return float(np.median(np.asarray(samples, dtype=np.float64)))
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Ratio:
+    """The ratio of medians of paired samples; pairs are resampled together, so a drift common to both cancels."""
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    count = min(len(x), len(y))
+    x, y = x[:count], y[:count]
+    picks = np.random.default_rng(seed).integers(0, count, size=(RESAMPLES, count))
+    ratios = np.median(x[picks], axis=1) / np.median(y[picks], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Ratio(float(np.median(x) / np.median(y)), float(low), float(high))
+
+
+def tied(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether `a` and `b` cannot be told apart: the interval of their ratio holds 1, or they are within 0.3 us."""
+    if abs(median(a) - median(b)) <= SAME_US:
+        return True
+    ratio = paired_ratio(a, b)
+    return ratio.low <= 1.0 <= ratio.high
+
+
+def never_slower(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether `ours` is "never slower" than `theirs`: the 95% interval of theirs / ours reaches 0.98, or within 0.3 us."""
+    if median(ours) - median(theirs) <= SAME_US:
+        return True
+    return paired_ratio(theirs, ours).high >= 0.98
