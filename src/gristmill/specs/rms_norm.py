@@ -1,0 +1,196 @@
+"""rms_norm: `out = x / sqrt(mean(x**2) + eps) * weight` over the last dimension (Zhang and Sennrich, 2019)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gristmill.core.op import Bounds, Cost, Op, Workload
+from gristmill.core.problem import Axis, Problem, TensorSpec
+from gristmill.core.registry import declare
+from gristmill.errors import InvalidInputError
+
+
+def check(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6) -> None:
+    """The contract beyond types and devices.
+
+    Raises:
+        InvalidInputError: a 0-D `x`, a last dimension that is not dense, a `weight` that does not fit, a bad `eps`.
+    """
+    if x.dim() == 0:
+        raise InvalidInputError(
+            "`x` has shape (); `rms_norm` normalises over the last dimension and needs at least one. Call `x.reshape(1)`."
+        )
+    width = x.shape[-1]
+    if width > 1 and x.stride(-1) != 1:
+        raise InvalidInputError(
+            f"`x` has stride {x.stride(-1)} along its last dimension; `rms_norm` needs 1. Call `x.contiguous()`."
+        )
+    if weight is not None:
+        if tuple(weight.shape) != (width,):
+            raise InvalidInputError(
+                f"`weight` has shape {tuple(weight.shape)}; `rms_norm` needs ({width},), the last dimension of `x`. "
+                "Pass a weight of that length, or None."
+            )
+        if weight.dtype != x.dtype:
+            raise InvalidInputError(
+                f"`weight` has dtype {weight.dtype} and `x` {x.dtype}; `rms_norm` needs one dtype. "
+                f"Call `weight.to({x.dtype})`."
+            )
+        if width > 1 and weight.stride(0) != 1:
+            raise InvalidInputError(
+                f"`weight` has stride {weight.stride(0)}; `rms_norm` needs 1. Call `weight.contiguous()`."
+            )
+    if not (math.isfinite(eps) and eps >= 0):
+        raise InvalidInputError(
+            f"`eps` is {eps}; `rms_norm` needs a finite number, 0 or more. Pass one such as 1e-6."
+        )
+
+
+def reference(
+    x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6
+) -> torch.Tensor:
+    """float32 inside (float64 for float64), one rounding, a contiguous result."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight.to(wide.dtype)
+    return y.to(x.dtype).contiguous()
+
+
+def magnitude(
+    x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6
+) -> torch.Tensor:
+    """The result's own size: a sum of squares has no cancellation."""
+    return reference(x, weight, eps).abs()
+
+
+def rows(problem: Problem) -> int:
+    """How many rows are normalised."""
+    return math.prod(problem["x"].shape[:-1])
+
+
+def outputs(problem: Problem) -> tuple[TensorSpec, ...]:
+    return (TensorSpec.contiguous(problem["x"].shape, problem["x"].dtype),)
+
+
+def axes(problem: Problem) -> tuple[Axis, ...]:
+    return (Axis("rows", rows(problem), exact=False), Axis("N", problem["x"].shape[-1]))
+
+
+def cost(problem: Problem) -> Cost:
+    x, weight = problem["x"], problem["weight"]
+    per_element = 4 if weight is not None else 3
+    return Cost(
+        flops=per_element * x.numel,
+        size_bytes=2 * x.size_bytes + (weight.size_bytes if weight else 0),
+    )
+
+
+def bounds(problem: Problem) -> Bounds:
+    x = problem["x"]
+    info = torch.finfo(x.torch_dtype)
+    steps = 8 + x.shape[-1] / 128
+    return Bounds(
+        rtol=info.eps / 2,
+        gamma=steps * 2.0**-24,
+        atol=info.smallest_normal * info.eps + 2 * torch.finfo(torch.float32).smallest_normal,
+        reason=f"one rounding to {x.dtype}; a float32 sum of {x.shape[-1]} squares by at least 64 lanes, halved by the "
+        "root, an approximate reciprocal root and two products; float32 below 2^-126 may be flushed",
+    )
+
+
+def inputs(
+    problem: Problem, generator: torch.Generator, variant: str
+) -> tuple[torch.Tensor, torch.Tensor | None, float]:
+    """Rows of the problem's layout. Variants: `normal`; `small` (mean square near `eps`: where `eps` stands matters);
+    `offset` (large mean, tiny variance); `large` (squares far outside float16); `equal` (all rows alike); `zeros`
+    (every other row 0); `nonfinite` (an inf and a NaN in rows of their own)."""
+    x_spec, weight_spec, eps = problem["x"], problem["weight"], problem["eps"]
+    x = torch.randn(
+        x_spec.shape, generator=generator, device=generator.device, dtype=x_spec.torch_dtype
+    )
+    if x.numel():
+        x = _vary(x, variant, max(eps, 1e-12))
+    weight = None
+    if weight_spec is not None:
+        noise = torch.randn(
+            weight_spec.shape,
+            generator=generator,
+            device=generator.device,
+            dtype=weight_spec.torch_dtype,
+        )
+        weight = weight_spec.fill(1 + noise / 4)
+    return x_spec.fill(x), weight, eps
+
+
+def _vary(x: torch.Tensor, variant: str, eps: float) -> torch.Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    if variant == "small":
+        flat = flat * math.sqrt(eps)
+    elif variant == "offset":
+        flat = 100 + flat / 100
+    elif variant == "large":
+        flat = flat * (2.0**12 if x.dtype == torch.float16 else 2.0**40)
+    elif variant == "equal":
+        flat = flat[:1].expand_as(flat).clone()
+    elif variant == "zeros":
+        flat[::2] = 0
+    elif variant == "nonfinite":
+        flat[0, -1] = torch.inf
+        flat[-1, flat.shape[1] // 2] = torch.nan
+    return flat.reshape(x.shape)
+
+
+def problem_of(
+    shape: tuple[int, ...], dtype: str = "bfloat16", weight: bool = True, eps: float = 1e-6
+) -> Problem:
+    """The problem of a contiguous `x` of this shape."""
+    specs = (
+        TensorSpec.contiguous(shape, dtype),
+        TensorSpec.contiguous(shape[-1:], dtype) if weight else None,
+    )
+    return Problem("rms_norm", (("x", specs[0]), ("weight", specs[1]), ("eps", eps)))
+
+
+WORKLOADS = (
+    *(Workload(f"llama3-8b-m{m}", problem_of((m, 4096))) for m in (1, 16, 64, 512, 4096)),
+    *(
+        Workload(f"{m}x{n}", problem_of((m, n)))
+        for m, n in ((16384, 4096), (8192, 8192), (32768, 1024), (2048, 16384))
+    ),
+    Workload("16384x4096-fp16", problem_of((16384, 4096), "float16")),
+    Workload("16384x4096-fp32", problem_of((16384, 4096), "float32")),
+    Workload("16384x4096-no-weight", problem_of((16384, 4096), weight=False)),
+    Workload("qk-norm-1x40x128", problem_of((1, 40, 128))),
+    Workload("qk-norm-64x40x128", problem_of((64, 40, 128))),
+    Workload("qk-norm-4096x40x128", problem_of((4096, 40, 128))),
+    Workload("odd-1023x4097", problem_of((1023, 4097))),
+    Workload("wide-64x65536", problem_of((64, 65536))),
+)
+
+OP = declare(
+    Op(
+        schema="rms_norm(Tensor x, Tensor? weight=None, float eps=1e-06) -> Tensor",
+        check=check,
+        reference=reference,
+        magnitude=magnitude,
+        inputs=inputs,
+        variants=("normal", "small", "offset", "large", "equal", "zeros", "nonfinite"),
+        outputs=outputs,
+        axes=axes,
+        cost=cost,
+        bounds=bounds,
+        workloads=WORKLOADS,
+        doc="""`x / sqrt(mean(x**2) + eps) * weight` over the last dimension; a contiguous tensor like `x`.
+
+        `x` (*batch, N) in float16, bfloat16 or float32, any strides but a unit one along N; `weight` (N,) of the same
+        dtype, or None. Computed in float32, with one rounding at the end: squares have to stay inside float32. An
+        empty `x`, N = 0 included, gives an empty result. Deterministic. Zhang and Sennrich, 2019.
+
+        Raises:
+            InvalidInputError: a 0-D `x`, a strided last dimension, a `weight` that does not fit, a bad `eps`.
+        """,
+    )
+)
