@@ -144,6 +144,23 @@ class Executor:
             text = str(error).strip() or type(error).__name__
             raise CompileError(f"{kernel.__name__} does not compile for {target.arch}: {text}") from error
 
+    def resources(self, launches: Sequence[Launch]) -> tuple[int | None, int | None, int | None]:
+        """Registers, spilled words per thread and shared bytes of the heaviest kernel, once it has run on this device."""
+        found = []
+        for launch in launches:
+            if isinstance(launch.kernel, InterpretedFunction) or _is_empty(launch):
+                continue
+            kernel = self._compiled(launch)
+            found.append((kernel.n_regs, kernel.n_spills, kernel.metadata.shared))
+        return max(found, default=(None, None, None))
+
+    def _compiled(self, launch: Launch) -> CompiledKernel:
+        """The loaded kernel of a launch for the current device (compiled, if it is new to this process)."""
+        native = tuple(map(_native, launch.args))
+        kernel = launch.kernel.warmup(*native, grid=launch.grid, **launch.constexprs, **launch.options)
+        kernel._init_handles()
+        return kernel
+
     def can_bind(self, launches: Sequence[Launch]) -> bool:
         """Whether `bind` takes these launches (the interpreter runs launches one by one)."""
         return not any(isinstance(launch.kernel, InterpretedFunction) for launch in launches)
@@ -171,9 +188,8 @@ class Executor:
         self, launch: Launch, slots: Sequence[torch.Tensor], device: torch.device
     ) -> Callable[[Sequence[int]], None]:
         with torch.cuda.device(device):
-            native = tuple(map(_native, launch.args))
-            kernel = launch.kernel.warmup(*native, grid=launch.grid, **launch.constexprs, **launch.options)
-            run = kernel.run  # loads the binary: `function` is set from here on
+            kernel = self._compiled(launch)
+        run = kernel.run
         order = launch.kernel.arg_names
         template: list[Any] = [*launch.args, *(launch.constexprs.get(n) for n in order[len(launch.args) :])]
         pointers: list[tuple[int, int]] = []

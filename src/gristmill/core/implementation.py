@@ -23,7 +23,8 @@ from gristmill.errors import RegistrationError, UnsupportedProblemError
 
 Kind = Literal["triton", "vendor", "compiled"]
 Supports = Callable[[Problem, Target], "str | None"]
-Launcher = Callable[[tuple[Any, ...], tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], Config], tuple[Launch, ...]]
+Tensors = tuple[torch.Tensor, ...]
+Launcher = Callable[[tuple[Any, ...], Tensors, Tensors, Config], tuple[Launch, ...]]
 
 
 class Executor(Protocol):
@@ -63,6 +64,8 @@ class Implementation:
         space, prior: what can be tuned, and the values to use untuned.
         supports: `None`, or the reason why this problem cannot be run here.
         workspace: scratch tensors that the launcher gets, uninitialised.
+        preference: of what can run a problem with no plan, the highest is used (cuBLAS before an untuned GEMM; an
+            untuned fused kernel before an unfused vendor call).
         source: the file whose content identifies it in the store.
     """
 
@@ -71,6 +74,7 @@ class Implementation:
     kind: Kind
     source: Path
     module: str
+    preference: int = 0
     doc: str = ""
     space: Space = Space()
     prior: Callable[[Problem, Target], Mapping[str, Value]] = no_knobs
@@ -115,13 +119,18 @@ class Implementation:
         """A checked config: these knob values, or the prior for `None`."""
         return self.space.config(self.prior(problem, target) if values is None else values, problem, target)
 
-    def launches(self, values: tuple[Any, ...], config: Config) -> tuple[tuple[torch.Tensor, ...], tuple[Launch, ...]]:
-        """Outputs and workspace allocated on the arguments' device, and the launches that fill the outputs."""
-        assert self.launcher is not None
+    def allocate(self, values: tuple[Any, ...], config: Config) -> tuple[Tensors, Tensors]:
+        """Uninitialised outputs and workspace of a call, on its arguments' device."""
         problem, device = self.op.problem(values), self.op.device(values)
         outputs = tuple(spec.empty(device) for spec in self.op.outputs(problem))
-        workspace = tuple(spec.empty(device) for spec in self.workspace(problem, config))
-        return outputs, self.launcher(values, outputs, workspace, config)
+        return outputs, tuple(spec.empty(device) for spec in self.workspace(problem, config))
+
+    def launches(
+        self, values: tuple[Any, ...], outputs: Tensors, workspace: Tensors, config: Config
+    ) -> tuple[Launch, ...]:
+        """The launches that fill `outputs` (Triton implementations)."""
+        assert self.launcher is not None
+        return self.launcher(values, outputs, workspace, config)
 
     def __call__(self, *args: Any, config: Mapping[str, Value] | None = None, **kwargs: Any) -> Any:
         """Run this implementation, with this config (`None`: its prior).
@@ -145,6 +154,6 @@ class Implementation:
         if self.build is not None:
             return self.build(problem)(*values)
         assert self.executor is not None
-        outputs, launches = self.launches(values, chosen)
-        self.executor().run(launches)
+        outputs, workspace = self.allocate(values, chosen)
+        self.executor().run(self.launches(values, outputs, workspace, chosen))
         return outputs if len(outputs) != 1 else outputs[0]

@@ -1,0 +1,181 @@
+"""Compiles candidates ahead of their trial, in parallel, in processes that never touch the device.
+
+`CompilePool` is the tuner's side. The other is `python -m gristmill.tuning.compiler FD`: a process that imports torch and
+Triton once and forks a child for each candidate (12 ms, against seconds for a new interpreter), so that a compiler that
+crashes or hangs takes only its candidate along. Binaries land in Triton's disk cache, where the worker finds them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gristmill import settings
+from gristmill.compile.executor import EXECUTOR
+from gristmill.core.plan import Candidate, Outcome
+from gristmill.core.problem import Problem
+from gristmill.core.registry import implementation
+from gristmill.core.target import Target
+from gristmill.errors import GristmillError
+from gristmill.measure.isolation import REASON_CHARS, Child, ChildDied, ChildTimedOut, Lines, connect
+from gristmill.tuning.trial import candidate_from_json, candidate_to_json
+
+
+def compile_candidate(problem: Problem, target: Target, candidate: Candidate) -> Outcome:
+    """`ok` with what the compiler says of the kernel, or `compile_error`; from meta tensors, with no device."""
+    impl = implementation(problem.op, candidate.implementation)
+    try:
+        config = impl.config(candidate.config, problem, target)
+        values = problem.meta()
+        outputs, workspace = impl.allocate(values, config)
+        launches = impl.launches(values, outputs, workspace, config)
+        shared = max((EXECUTOR.compile(launch, target).shared_bytes for launch in launches), default=0)
+    except GristmillError as error:
+        return Outcome("compile_error", f"{error}"[:REASON_CHARS])
+    if shared > target.shared_memory_bytes:
+        reason = f"it needs {shared} bytes of shared memory; {target.name} has {target.shared_memory_bytes} a program"
+        return Outcome("compile_error", reason, shared_bytes=shared)
+    return Outcome("ok", shared_bytes=shared)
+
+
+class CompilePool:
+    """Compiles candidates of one problem in `jobs` processes. Use as a context manager."""
+
+    def __init__(self, problem: Problem, target: Target, jobs: int | None = None) -> None:
+        self._child = Child("gristmill.tuning.compiler")
+        self._timeout_s = settings.current().candidate_timeout_s
+        self._base = {
+            "problem": problem.to_json(),
+            "target": {name: getattr(target, name) for name in target.__dataclass_fields__},
+            "jobs": jobs or settings.current().compile_jobs,
+            "timeout_s": self._timeout_s,
+        }
+        self._pending: dict[int, Candidate] = {}
+        self._next = 0
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
+    def submit(self, candidate: Candidate) -> None:
+        """Start compiling a candidate."""
+        self._next += 1
+        self._pending[self._next] = candidate
+        try:
+            self._child.send({**self._base, "id": self._next, "candidate": candidate_to_json(candidate)})
+        except ChildDied:
+            self._child.stop()  # `collect` finds the pending ones unanswered
+
+    def collect(self) -> tuple[Candidate, Outcome]:
+        """The next candidate that is done, in any order (there must be one pending)."""
+        try:
+            if not self._child.alive:
+                raise ChildDied("the compile server has ended")
+            answer = self._child.receive(self._timeout_s + 30.0)
+        except (ChildDied, ChildTimedOut) as error:
+            identifier = min(self._pending)
+            return self._pending.pop(identifier), Outcome("crash", str(error))
+        return self._pending.pop(answer["id"]), Outcome.from_json(answer["outcome"])
+
+    def __enter__(self) -> CompilePool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._child.stop()
+
+
+@dataclass
+class _Job:
+    identifier: int
+    pid: int
+    deadline: float
+    data: bytes = field(default=b"")
+
+
+def _fork(request: Mapping[str, Any]) -> tuple[int, int]:
+    """Compile in a forked child; its pid and the end of the pipe that its outcome comes through."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        return pid, read
+    os.close(read)
+    try:
+        problem = Problem.from_json(request["problem"])
+        outcome = compile_candidate(problem, Target(**request["target"]), candidate_from_json(request["candidate"]))
+        os.write(write, json.dumps(outcome.to_json()).encode())
+    finally:
+        os._exit(0)
+
+
+class _Server:
+    """Forks up to `jobs` compiles at a time and answers as they end."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+        self.queue: list[dict[str, Any]] = []
+        self.running: dict[int, _Job] = {}
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(lines.connection, selectors.EVENT_READ, None)
+
+    def run(self) -> None:
+        self.lines.send({"ready": True})
+        while True:
+            for key, _ in self.selector.select(timeout=1.0):
+                if key.data is None:
+                    if not self._read_requests():
+                        return
+                else:
+                    self._read_outcome(key.fd)
+            self._kill_late()
+            while self.queue and len(self.running) < self.queue[0]["jobs"]:
+                request = self.queue.pop(0)
+                pid, pipe = _fork(request)
+                self.running[pipe] = _Job(request["id"], pid, time.monotonic() + request["timeout_s"])
+                self.selector.register(pipe, selectors.EVENT_READ, pipe)
+
+    def _read_requests(self) -> bool:
+        request = self.lines.receive(None)
+        while request is not None:
+            if not self.queue and not self.running:
+                implementation(request["problem"]["op"], request["candidate"]["implementation"])  # import before forking
+            self.queue.append(request)
+            if not self.lines.buffered:
+                return True
+            request = self.lines.receive(None)
+        return False
+
+    def _read_outcome(self, pipe: int) -> None:
+        job = self.running[pipe]
+        data = os.read(pipe, 1 << 16)
+        if data:
+            job.data += data
+            return
+        self.selector.unregister(pipe)
+        os.close(pipe)
+        del self.running[pipe]
+        _, status = os.waitpid(job.pid, 0)
+        if job.data:
+            outcome = json.loads(job.data)
+        elif time.monotonic() >= job.deadline:
+            outcome = Outcome("timeout", "the compiler did not end in time").to_json()
+        else:
+            how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
+            outcome = Outcome("crash", f"the compiler was ended by {how}").to_json()
+        self.lines.send({"id": job.identifier, "outcome": outcome})
+
+    def _kill_late(self) -> None:
+        now = time.monotonic()
+        for job in self.running.values():
+            if now >= job.deadline:
+                os.kill(job.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _Server(connect()).run()

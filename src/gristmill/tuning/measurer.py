@@ -1,0 +1,98 @@
+"""The tuner's side of the worker: requests, time-outs, and a new worker after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gristmill import settings
+from gristmill.core.plan import Candidate, Outcome
+from gristmill.core.problem import Problem
+from gristmill.core.registry import implementation
+from gristmill.errors import TuningError
+from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut
+from gristmill.tuning.trial import candidate_to_json
+
+WORKER = "gristmill.tuning.worker"
+COMPILED_TIMEOUT_FACTOR = 6.0  # Inductor builds C++ or many kernels; a Triton candidate comes compiled
+RACE_TIMEOUT_S = 60.0  # on top, for a race: every finalist on every variant, then all the pairs
+FIRST_TIMEOUT_S = 60.0  # on top, for the first request of a worker: inputs, references, CUDA start
+
+
+class Measurer:
+    """Measures candidates of one problem in an isolated worker. Use as a context manager."""
+
+    def __init__(self, problem: Problem, device: torch.device, seed: int = 0, worker: str = WORKER) -> None:
+        self.problem, self.device, self.seed = problem, device, seed
+        self._child = Child(worker)
+        self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
+        self._base["threads"] = torch.get_num_threads()
+        self._fresh = 0
+
+    def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
+        """The outcome of one candidate, whatever it does to the worker.
+
+        Raises:
+            TuningError: the problem itself cannot be measured (its reference raises).
+        """
+        request = {"do": "measure", "candidate": candidate_to_json(candidate), "best_us": best_us}
+        answer = self._ask(request, self._timeout_s([candidate]))
+        return answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
+
+    def race(self, candidates: Sequence[Candidate]) -> tuple[list[Outcome], list[dict[str, Any]]]:
+        """Outcomes and samples of finalists timed in turns. A finalist that ruins the race is found, failed and left out."""
+        alive = list(candidates)
+        failed: dict[Candidate, Outcome] = {}
+        for attempt in range(2):
+            request = {"do": "race", "candidates": [candidate_to_json(c) for c in alive]}
+            answer = self._ask(request, self._timeout_s(alive) + RACE_TIMEOUT_S)
+            if isinstance(answer, dict) and "outcomes" in answer:
+                pairs = zip(answer["outcomes"], answer["samples"], strict=True)
+                done = dict(zip(alive, pairs, strict=True))
+                outcomes = [failed[c] if c in failed else Outcome.from_json(done[c][0]) for c in candidates]
+                return outcomes, [{} if c in failed else done[c][1] for c in candidates]
+            lost = answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
+            if len(alive) == 1 or attempt:
+                failed.update(dict.fromkeys(alive, lost))
+                break
+            # The race was lost with its worker, which does not say by whom: each alone, then what is left together.
+            for candidate in alive:
+                outcome = self.race([candidate])[0][0]
+                if not outcome.ok:
+                    failed[candidate] = outcome
+            alive = [c for c in alive if c not in failed]
+            if not alive:
+                break
+        return [failed[c] for c in candidates], [{} for _ in candidates]
+
+    def _timeout_s(self, candidates: Sequence[Candidate]) -> float:
+        timeout = settings.current().candidate_timeout_s
+        kinds = [implementation(self.problem.op, c.implementation).kind for c in candidates]
+        return timeout * (COMPILED_TIMEOUT_FACTOR if "compiled" in kinds else 1.0)
+
+    def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any] | Outcome:
+        try:
+            self._child.start()
+            if self._child.started != self._fresh:
+                self._fresh = self._child.started
+                timeout_s += FIRST_TIMEOUT_S
+            answer = self._child.ask({**self._base, **request}, timeout_s)
+        except ChildTimedOut as error:
+            return Outcome("timeout", str(error))
+        except ChildDied as error:
+            if not self._child.started:
+                raise TuningError(f"the measuring worker does not start: {error}. Run `gristmill doctor`.") from error
+            return Outcome("crash", str(error))
+        if "error" in answer:
+            raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")
+        if answer.get("lost"):
+            self._child.stop()
+        return answer
+
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._child.stop()

@@ -1,0 +1,280 @@
+"""A tuning run: candidates from strategies, compiled in parallel, measured in the worker, raced, chosen, stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+
+from gristmill import settings
+from gristmill.cache import PlanStore
+from gristmill.core.implementation import Implementation
+from gristmill.core.op import Op
+from gristmill.core.plan import Candidate, Measurement, Objective, Outcome, Plan
+from gristmill.core.problem import Problem
+from gristmill.core.provenance import provenance
+from gristmill.core.registry import implementation, implementations
+from gristmill.core.target import Target, device_target
+from gristmill.errors import InvalidInputError, TuningError
+from gristmill.measure.lease import device_lease
+from gristmill.tuning.choose import Samples, choose
+from gristmill.tuning.compiler import CompilePool
+from gristmill.tuning.measurer import Measurer
+from gristmill.tuning.progress import Observer, Silent
+from gristmill.tuning.strategies import Strategy, make_strategy
+
+OBJECTIVES: tuple[Objective, ...] = ("eager", "graph")
+FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
+RACE_SHARE = 0.2  # of the budget in seconds, kept for the last race
+SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budget
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a run may spend: seconds of wall clock, and Triton candidates (`None`: as many as fit).
+
+    Vendor calls and the compiled reference are always measured: they are what the plan must not be slower than.
+    """
+
+    seconds: float = 60.0
+    trials: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise InvalidInputError(f"`budget` is {self.seconds} seconds; it needs a positive number. Raise it.")
+        if self.trials is not None and self.trials < 1:
+            raise InvalidInputError(f"`trials` is {self.trials}; it needs at least 1, or None for no limit. Raise it.")
+
+
+@dataclass
+class TuningResult:
+    """What a run gave: every candidate's outcome, the plans by objective, and whether it was interrupted."""
+
+    outcomes: dict[Candidate, Outcome] = field(default_factory=dict)
+    plans: dict[Objective, Plan] = field(default_factory=dict)
+    interrupted: bool = False
+    seconds: float = 0.0
+
+
+class TuningRun:
+    """One run for one problem on one device."""
+
+    def __init__(
+        self,
+        op: Op,
+        problem: Problem,
+        device: torch.device,
+        store: PlanStore,
+        budget: Budget | None = None,
+        strategy: str = "auto",
+        seed: int = 0,
+        observer: Observer | None = None,
+    ) -> None:
+        self.op, self.problem, self.device, self.store = op, problem, device, store
+        self.budget = budget or Budget(settings.current().budget_s)
+        self.observer: Observer = observer or Silent()
+        self.target: Target = device_target(device)
+        self.bucket = op.bucket(problem)
+        self.result = TuningResult()
+        self._start = time.monotonic()
+        self._unsaved: list[Candidate] = []
+        able = [i for i in implementations(op.name) if i.why_not(problem, self.target) is None]
+        self._fixed = sorted((i for i in able if i.kind != "triton"), key=lambda i: i.kind != "vendor")
+        self._searched = [i for i in able if i.kind == "triton"]
+        self._strategies = {i.name: self._strategy(strategy, i, seed) for i in self._searched}
+        self._measurer = Measurer(problem, device, seed)
+        self._samples: dict[Candidate, Samples] = {}
+
+    def run(self) -> TuningResult:
+        """Tune. Ctrl-C ends the search early: what was measured is kept, and `interrupted` says so.
+
+        Raises:
+            TuningError: nothing can run the problem here, its reference raises, or no candidate was right.
+        """
+        if not self._fixed and not self._searched:
+            reasons = "; ".join(f"{i.name}: {i.why_not(self.problem, self.target)}" for i in implementations(self.op.name))
+            raise TuningError(f"{self.problem} cannot be tuned on {self.target.name}: no implementation runs it ({reasons}).")
+        self.observer.started(str(self.problem), self.budget.seconds, self.budget.trials)
+        locks = settings.current().cache_dir / "locks"
+        try:
+            with (
+                device_lease(locks, f"{self.target.vendor}-{self.device}", self.budget.seconds),
+                self._measurer,
+                CompilePool(self.problem, self.target) as pool,
+            ):
+                self._start = time.monotonic()
+                self._search(pool)
+                self._race()
+        except KeyboardInterrupt:
+            self.result.interrupted = True
+        self.result.seconds = time.monotonic() - self._start
+        try:
+            self._decide()
+        finally:
+            self._save_measurements()
+            self.observer.ended(self._summary())
+        return self.result
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def _searching(self) -> bool:
+        trials = self.budget.trials
+        spent = sum(implementation(self.op.name, c.implementation).kind == "triton" for c in self.result.outcomes)
+        enough = trials is not None and spent >= trials
+        return not enough and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
+
+    def _strategy(self, name: str, impl: Implementation, seed: int) -> Strategy:
+        if name == "auto":
+            limit = SMALL_SPACE if self.budget.trials is None else max(SMALL_SPACE, self.budget.trials)
+            count = sum(1 for _ in islice(impl.space.valid(self.problem, self.target), limit + 1))
+            name = "exhaustive" if count <= limit else "random"
+        return make_strategy(name, impl.space, self.problem, self.target, seed)
+
+    def _search(self, pool: CompilePool) -> None:
+        """Priors and the stored best first, compiling while the vendor calls are measured; then what strategies ask for."""
+        for candidate in self._first_candidates():
+            self._strategies[candidate.implementation].seen.add(candidate.config)
+            pool.submit(candidate)
+        for impl in self._fixed:
+            candidate = Candidate(impl.name, impl.config(None, self.problem, self.target))
+            self._tell(candidate, self._measurer.measure(candidate, None))
+        active = list(self._searched)
+        while self._searching and (active or pool.pending):
+            while active and pool.pending < 2 * settings.current().compile_jobs and self._searching:
+                impl = active.pop(0)
+                asked = self._strategies[impl.name].ask(self._allowance(pool.pending))
+                for config in asked:
+                    pool.submit(Candidate(impl.name, config))
+                if asked:
+                    active.append(impl)
+            if not pool.pending:
+                return
+            candidate, outcome = pool.collect()
+            if outcome.ok:
+                outcome = self._measurer.measure(candidate, self._best_us())
+            self._tell(candidate, outcome)
+
+    def _allowance(self, pending: int) -> int:
+        """How many configs to ask for at once."""
+        batch = max(1, settings.current().compile_jobs)
+        if self.budget.trials is None:
+            return batch
+        spent = sum(c.implementation in self._strategies for c in self.result.outcomes) + pending
+        return max(0, min(batch, self.budget.trials - spent))
+
+    def _first_candidates(self) -> list[Candidate]:
+        first = []
+        for impl in self._searched:
+            try:
+                first.append(Candidate(impl.name, impl.config(None, self.problem, self.target)))
+            except ValueError as error:  # a prior outside its own space: a row, and the search goes on
+                self.result.outcomes[Candidate(impl.name)] = Outcome("unsupported", f"its prior is not valid: {error}")
+        known = self.store.plan(self.op.name, self.bucket.key, self.target.key, "eager")
+        if known is not None and known.candidate.implementation in self._strategies and known.candidate not in first:
+            impl = implementation(self.op.name, known.candidate.implementation)
+            if known.source_hash == impl.source_hash:
+                first.append(known.candidate)
+        return first
+
+    def _best_us(self) -> float | None:
+        times = [o.device_us for o in self.result.outcomes.values() if o.ok and o.device_us is not None]
+        return min(times, default=None)
+
+    def _tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        self.result.outcomes[candidate] = outcome
+        if candidate.implementation in self._strategies:
+            self._strategies[candidate.implementation].tell(candidate.config, outcome)
+        self._unsaved.append(candidate)
+        if len(self._unsaved) >= 32:
+            self._save_measurements()
+        self.observer.told(candidate, outcome, self._elapsed_s)
+
+    def _race(self) -> None:
+        """The last race; who falls in it (an adversarial input, a trap) makes room for nobody: there are others."""
+        good = [(c, o) for c, o in self.result.outcomes.items() if o.ok]
+        fixed = {i.name for i in self._fixed}
+        searched = sorted((e for e in good if e[0].implementation not in fixed), key=lambda e: e[1].time_us("graph"))
+        finalists = [c for c, _ in good if c.implementation in fixed] + [c for c, _ in searched[:FINALISTS]]
+        if not finalists:
+            return
+        self.observer.racing(len(finalists))
+        outcomes, samples = self._measurer.race(finalists)
+        for candidate, outcome, sample in zip(finalists, outcomes, samples, strict=True):
+            self.result.outcomes[candidate] = outcome
+            self._samples[candidate] = sample
+            self._unsaved.append(candidate)
+
+    def _decide(self) -> None:
+        raced = [c for c in self._samples if self.result.outcomes[c].ok]
+        pool = raced or [c for c, o in self.result.outcomes.items() if o.ok]
+        for objective in OBJECTIVES:
+            plan = self._plan(pool, objective)
+            if plan is not None:
+                self.result.plans[objective] = plan
+                self.store.save_plan(plan, self.bucket.family(self.op.axes(self.problem)), dict(self.bucket.axes))
+        if not self.result.plans and not self.result.interrupted:
+            rows = "; ".join(f"{c}: {o.status} ({o.reason})" for c, o in islice(self.result.outcomes.items(), 5))
+            raise TuningError(f"{self.problem} has no plan: no candidate gave right results. The first ones: {rows}")
+
+    def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:
+        entries = [(c, self.result.outcomes[c], self._samples.get(c, {})) for c in pool]
+        known = self.store.plan(self.op.name, self.bucket.key, self.target.key, objective)
+        incumbent = known.candidate if known else None
+        best = choose(self.op.name, entries, objective, incumbent)
+        if best is None:
+            return None
+        ready = [e for e in entries if implementation(self.op.name, e[0].implementation).kind != "compiled"]
+        fallback = choose(self.op.name, ready, objective, incumbent)
+        candidate, outcome, reason = best
+        return Plan(
+            op=self.op.name,
+            candidate=candidate,
+            bucket=self.bucket.key,
+            target=self.target.key,
+            objective=objective,
+            origin="tuned",
+            source_hash=implementation(self.op.name, candidate.implementation).source_hash,
+            fallback=fallback[0] if fallback else None,
+            evidence=outcome,
+            reason=reason + (" (interrupted: no last race)" if self.result.interrupted else ""),
+            provenance=provenance(),
+        )
+
+    def _save_measurements(self) -> None:
+        rows: list[Any] = []
+        for candidate in dict.fromkeys(self._unsaved):
+            impl = implementation(self.op.name, candidate.implementation)
+            rows.append(
+                Measurement(
+                    op=self.op.name,
+                    candidate=candidate,
+                    source_hash=impl.source_hash,
+                    bucket=self.bucket.key,
+                    target=self.target.key,
+                    problem=str(self.problem),
+                    outcome=self.result.outcomes[candidate],
+                    provenance=provenance(),
+                    measured_at=time.time(),
+                )
+            )
+        self._unsaved.clear()
+        if rows:
+            self.store.record(rows)
+
+    def _summary(self) -> str:
+        outcomes = self.result.outcomes.values()
+        failed = sum(o.status not in ("ok", "slow") for o in outcomes)
+        text = f"{len(outcomes)} candidates in {self.result.seconds:.1f} s"
+        if failed:
+            text += f", {failed} failed"
+        plan = self.result.plans.get("eager")
+        if plan is not None:
+            text += f"; chosen: {plan.candidate}, {plan.reason}"
+        return text + ("; interrupted, what was measured is kept" if self.result.interrupted else "")

@@ -1,0 +1,31 @@
+"""Search strategies: one file each, behind one ask/tell interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gristmill.core.problem import Problem
+from gristmill.core.space import Space
+from gristmill.core.target import Target
+from gristmill.errors import InvalidInputError, did_you_mean
+from gristmill.tuning.strategies._base import Strategy
+from gristmill.tuning.strategies.exhaustive import Exhaustive
+from gristmill.tuning.strategies.random import Random
+
+STRATEGIES: dict[str, Callable[[Space, Problem, Target, int], Strategy]] = {
+    "exhaustive": Exhaustive,
+    "random": Random,
+}
+
+
+def make_strategy(name: str, space: Space, problem: Problem, target: Target, seed: int) -> Strategy:
+    """The strategy of this name over a space (`exhaustive`, `random`)."""
+    if name not in STRATEGIES:
+        raise InvalidInputError(
+            f"`strategy` is {name!r}; it can be {', '.join(STRATEGIES)} or auto. Choose one."
+            f"{did_you_mean(name, [*STRATEGIES, 'auto'])}"
+        )
+    return STRATEGIES[name](space, problem, target, seed)
+
+
+__all__ = ["STRATEGIES", "Strategy", "make_strategy"]

@@ -1,0 +1,205 @@
+"""What happens to a candidate inside the worker: build, check against the float64 reference, time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gristmill.compile.bound import BoundCall, bind
+from gristmill.compile.executor import EXECUTOR
+from gristmill.core.config import Config
+from gristmill.core.implementation import Implementation
+from gristmill.core.op import Op, as_tuple
+from gristmill.core.plan import Candidate, Outcome, Status
+from gristmill.core.problem import Problem
+from gristmill.core.registry import implementation, load
+from gristmill.core.target import device_target
+from gristmill.errors import CompileError, GristmillError
+from gristmill.measure.isolation import REASON_CHARS
+from gristmill.measure.statistics import median
+from gristmill.measure.timing import timer
+from gristmill.verify import Verdict, compare, guarded_empty, truth
+
+ABANDON_AFTER_1 = 3.0  # a first repeat this many times the best ends the race for a candidate
+ABANDON_AFTER_5 = 1.25  # the same for the median of five
+FULL_REPEATS = 25
+TIMED_US = 30_000.0  # device time to spend on a candidate's repeats
+RACE_PAIRS = 60
+
+
+class ContextLost(Exception):
+    """The device context is unusable: an earlier kernel trapped. The worker has to be replaced."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of one value variant, with the float64 truth."""
+
+    values: tuple[Any, ...]
+    references: tuple[torch.Tensor, ...]
+    magnitudes: tuple[torch.Tensor, ...]
+
+
+class Trials:
+    """Candidates of one problem on one device."""
+
+    def __init__(self, problem: Problem, device: torch.device, seed: int) -> None:
+        self.op: Op = load(problem.op)
+        self.problem, self.device, self.seed = problem, device, seed
+        self.target = device_target(device)
+        self.timer = timer(device)
+        self._cases: dict[str, Case] = {}
+
+    def case(self, variant: str) -> Case:
+        """Inputs and truth of a variant, made once.
+
+        Raises:
+            GristmillError: whatever the reference or the input maker raised, named.
+        """
+        if variant not in self._cases:
+            generator = torch.Generator(self.device).manual_seed(self.seed)
+            values = self.op.inputs(self.problem, generator, variant)
+            try:
+                references, magnitudes = truth(self.op, values)
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"[:REASON_CHARS]
+                raise GristmillError(f"the reference of `{self.op.name}` raised on {variant!r} inputs: {text}") from error
+            self._cases[variant] = Case(values, references, magnitudes)
+        return self._cases[variant]
+
+    def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
+        """One candidate: correct on the usual inputs? then how fast, given up early where it trails `best_us`."""
+        case = self.case(self.op.variants[0])
+
+        def trial(impl: Implementation, config: Config) -> Outcome:
+            verdict = self._check(impl, config, case)
+            if not verdict.ok:
+                return Outcome("wrong", verdict.reason, error=verdict.error)
+            call = bind(impl, config, case.values)
+            outcome = self._time(lambda: call(*case.values), best_us)
+            return replace(outcome, error=verdict.error, **self._resources(impl, config, case))
+
+        return self._guarded(candidate, trial)
+
+    def race(self, candidates: Sequence[Candidate]) -> tuple[list[Outcome], list[dict[str, list[float] | None]]]:
+        """Finalists: correct on every variant? then timed in turns; outcomes, and samples in the candidates' order."""
+        outcomes: list[Outcome] = []
+        calls: list[tuple[int, Callable[[], Any]]] = []
+        values = self.case(self.op.variants[0]).values
+        for index, candidate in enumerate(candidates):
+            bound: list[BoundCall] = []
+
+            def trial(impl: Implementation, config: Config, bound: list[BoundCall] = bound) -> Outcome:
+                worst = 0.0
+                for variant in self.op.variants:
+                    verdict = self._check(impl, config, self.case(variant))
+                    if not verdict.ok:
+                        return Outcome("wrong", f"on {variant!r} inputs: {verdict.reason}", error=verdict.error)
+                    worst = max(worst, verdict.error)
+                bound.append(bind(impl, config, values))
+                bound[0](*values)
+                self.timer.synchronize()
+                case = self.case(self.op.variants[0])
+                return Outcome("ok", error=worst, **self._resources(impl, config, case))
+
+            outcomes.append(self._guarded(candidate, trial))
+            if outcomes[-1].ok:
+                calls.append((index, lambda call=bound[0]: call(*values)))
+        samples: list[dict[str, list[float] | None]] = [{} for _ in candidates]
+        if calls:
+            self._race(calls, outcomes, samples)
+        return outcomes, samples
+
+    def _race(
+        self,
+        calls: Sequence[tuple[int, Callable[[], Any]]],
+        outcomes: list[Outcome],
+        samples: list[dict[str, list[float] | None]],
+    ) -> None:
+        functions = [call for _, call in calls]
+        warm = [median(times) for times in self.timer.device_us(functions, 3)]
+        hosts = [self.timer.host_us(call, us) for call, us in zip(functions, warm, strict=True)]
+        pairs = RACE_PAIRS if self.device.type == "cuda" else int(min(RACE_PAIRS, max(5, 2e6 / sum(warm))))
+        devices = self.timer.device_us(functions, pairs, max(hosts))
+        graphs = self.timer.graph_us(functions, pairs)
+        for (index, _), host, device, graph in zip(calls, hosts, devices, graphs, strict=True):
+            samples[index] = {"device": device, "graph": graph}
+            outcomes[index] = replace(
+                outcomes[index],
+                device_us=median(device),
+                host_us=host,
+                graph_us=None if graph is None else median(graph),
+                repeats=len(device),
+            )
+
+    def _time(self, call: Callable[[], Any], best_us: float | None) -> Outcome:
+        call()
+        self.timer.synchronize()
+        best = float("inf") if best_us is None else best_us
+        first = self.timer.device_us([call], 1)[0][0]
+        if first > ABANDON_AFTER_1 * best:
+            return Outcome("slow", f"{first / best:.1f} times the best at the first repeat", device_us=first, repeats=1)
+        few = median(self.timer.device_us([call], 5)[0])
+        if few > ABANDON_AFTER_5 * best:
+            return Outcome("slow", f"{few / best:.2f} times the best after 5 repeats", device_us=few, repeats=5)
+        repeats = int(min(FULL_REPEATS, max(5, TIMED_US / max(few, 1.0))))
+        device_us = median(self.timer.device_us([call], repeats)[0])
+        return Outcome("ok", device_us=device_us, host_us=self.timer.host_us(call, device_us), repeats=repeats)
+
+    def _check(self, impl: Implementation, config: Config, case: Case) -> Verdict:
+        """Run once into poisoned, guarded outputs and compare with the truth."""
+        guards = []
+        if impl.launcher is not None:
+            guarded = [guarded_empty(spec, self.device) for spec in self.op.outputs(self.problem)]
+            outputs, guards = tuple(t for t, _ in guarded), [g for _, g in guarded]
+            _, workspace = impl.allocate(case.values, config)
+            EXECUTOR.run(impl.launches(case.values, outputs, workspace, config))
+        else:
+            outputs = as_tuple(bind(impl, config, case.values)(*case.values))
+        self.timer.synchronize()
+        if not all(guard.intact() for guard in guards):
+            return Verdict(ok=False, error=float("inf"), reason="it wrote outside its output")
+        return compare(outputs, case.references, case.magnitudes, self.op.bounds(self.problem))
+
+    def _resources(self, impl: Implementation, config: Config, case: Case) -> dict[str, int | None]:
+        if impl.launcher is None:
+            return {}
+        outputs, workspace = impl.allocate(case.values, config)
+        registers, spills, shared = EXECUTOR.resources(impl.launches(case.values, outputs, workspace, config))
+        return {"registers": registers, "spills": spills, "shared_bytes": shared}
+
+    def _guarded(self, candidate: Candidate, trial: Callable[[Implementation, Config], Outcome]) -> Outcome:
+        """The outcome of a trial, whatever it raises: a candidate's failure is a row."""
+        impl = implementation(self.op.name, candidate.implementation)
+        try:
+            config = impl.config(candidate.config, self.problem, self.target)
+            outcome = trial(impl, config)
+        except CompileError as error:
+            outcome = Outcome("compile_error", _reason(error))
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            outcome = Outcome("launch_error", _reason(error))
+        except Exception as error:  # a candidate may raise anything
+            status: Status = "compile_error" if type(error).__module__.startswith("triton") else "launch_error"
+            outcome = Outcome(status, _reason(error))
+        try:
+            self.timer.synchronize()
+        except RuntimeError as error:
+            raise ContextLost(outcome.reason or _reason(error)) from error
+        return outcome
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:REASON_CHARS]
+
+
+def candidate_from_json(data: Mapping[str, Any]) -> Candidate:
+    return Candidate(data["implementation"], Config(data["config"]))
+
+
+def candidate_to_json(candidate: Candidate) -> dict[str, Any]:
+    return {"implementation": candidate.implementation, "config": candidate.config.knobs}
