@@ -1,0 +1,83 @@
+"""gristmill: Triton operators for PyTorch, the fastest correct implementation chosen by measurement and remembered.
+
+    import torch, gristmill as gm
+    y = gm.rms_norm(x, weight)                    # direct: the plan if there is one, the prior if not
+    matmul = gm.get_op("matmul", (a, b))          # selects, and tunes if this problem is new
+    y = matmul(a, b)
+    print(gm.explain("matmul", (a, b)))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gristmill.errors import (
+        ArtifactError,
+        CacheError,
+        CompileError,
+        GristmillError,
+        InvalidConfigError,
+        InvalidInputError,
+        RegistrationError,
+        TuningError,
+        UnknownOpError,
+        UnsupportedProblemError,
+    )
+    from gristmill.ops.get_op import BoundOp, explain, get_op, tune
+    from gristmill.ops.matmul import matmul
+    from gristmill.ops.rms_norm import rms_norm
+
+__version__ = "0.1.0"
+
+# Where each public name lives: imported at its first use, so that `import gristmill` costs next to nothing.
+_HOMES = {
+    "gristmill.ops.get_op": ("BoundOp", "explain", "get_op", "tune"),
+    "gristmill.ops.matmul": ("matmul",),
+    "gristmill.ops.rms_norm": ("rms_norm",),
+    "gristmill.errors": (
+        "ArtifactError",
+        "CacheError",
+        "CompileError",
+        "GristmillError",
+        "InvalidConfigError",
+        "InvalidInputError",
+        "RegistrationError",
+        "TuningError",
+        "UnknownOpError",
+        "UnsupportedProblemError",
+    ),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ArtifactError",
+    "BoundOp",
+    "CacheError",
+    "CompileError",
+    "GristmillError",
+    "InvalidConfigError",
+    "InvalidInputError",
+    "RegistrationError",
+    "TuningError",
+    "UnknownOpError",
+    "UnsupportedProblemError",
+    "explain",
+    "get_op",
+    "matmul",
+    "rms_norm",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gristmill' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

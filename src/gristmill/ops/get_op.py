@@ -1,0 +1,191 @@
+"""`get_op`, `tune` and `explain`: ask for an operator by name with your tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from gristmill import settings
+from gristmill.cache import store
+from gristmill.compile.bound import BoundCall
+from gristmill.core.config import Config
+from gristmill.core.op import Op
+from gristmill.core.plan import Objective, Plan
+from gristmill.core.problem import Problem
+from gristmill.core.registry import load
+from gristmill.core.target import Target, device_target
+from gristmill.errors import InvalidInputError, TuningError
+from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
+from gristmill.ops._key import is_plain
+from gristmill.selection.explain import Explanation
+from gristmill.selection.explain import explain as explain_selection
+from gristmill.selection.select import select
+from gristmill.tuning.progress import observer
+from gristmill.tuning.runner import OBJECTIVES, Budget, TuningResult, TuningRun
+
+
+class BoundOp:
+    """An operator chosen for one problem: call it with tensors of that problem for the shortest way to the device.
+
+    A call checks the call key, then launches. Arguments of another problem are right too: they take the op's direct path,
+    which selects again and never tunes.
+
+    Attributes:
+        op: the op's name. problem: what it was chosen for. plan: the choice with its evidence.
+    """
+
+    __slots__ = ("_call", "_call_key", "_dispatch", "_key", "_width", "op", "plan", "problem")
+
+    def __init__(self, dispatch: Dispatcher, problem: Problem, plan: Plan, call: BoundCall, call_key: tuple[Any, ...]) -> None:
+        self.op, self.problem, self.plan = dispatch.op.name, problem, plan
+        self._dispatch, self._call, self._call_key = dispatch, call, call_key
+        self._key, self._width = dispatch.key, len(dispatch.op.names)
+
+    @property
+    def implementation(self) -> str:
+        """The name of the chosen implementation."""
+        return self.plan.candidate.implementation
+
+    @property
+    def config(self) -> Config:
+        """The chosen config."""
+        return self.plan.candidate.config
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The op on these arguments.
+
+        Raises:
+            InvalidInputError: the arguments break the op's contract.
+        """
+        if not kwargs and len(args) == self._width and not torch.compiler.is_compiling() and is_plain():
+            try:
+                if self._key(*args) == self._call_key:
+                    return self._call(*args)
+            except (AttributeError, TypeError):
+                pass  # the dispatcher says what is wrong
+        if kwargs or len(args) != self._width:
+            args = self._dispatch.op.bind(args, kwargs)
+            return self(*args)
+        return self._dispatch(*args)
+
+    def __repr__(self) -> str:
+        return f"<gristmill {self.problem}: {self.plan.candidate} ({self.plan.origin})>"
+
+
+def get_op(
+    op: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    objective: Objective = "eager",
+    tune: Literal["now", "never"] | None = None,
+    budget_s: float | None = None,
+    trials: int | None = None,
+    strategy: str = "auto",
+) -> BoundOp:
+    """The operator chosen for these arguments: from the plan store, or by tuning if this problem is new.
+
+    Args:
+        op: the op's name (`gristmill list` shows them).
+        args, kwargs: the arguments that it will be called with. Their values are not used: tuning makes its own.
+        objective: `eager` ranks by the longer of host and device time of a call, `graph` by CUDA-graph replay time.
+        tune: `now` tunes a problem that has no plan (under a progress line on a terminal), `never` takes what selection
+            has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
+        budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates. Default: 60 s.
+        strategy: `exhaustive`, `random`, or `auto`.
+
+    Raises:
+        UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.
+        TuningError: no candidate gave right results, or the reference itself raised.
+        KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan, are kept.
+    """
+    spec, values, problem, target = _ask(op, args, kwargs, objective)
+    plan = select(spec, problem, target, objective)
+    policy = settings.current().tune if tune is None else tune
+    if policy not in ("now", "never"):
+        raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
+    if plan.origin != "tuned" and policy == "now" and not _refuses_tuning():
+        _tune(spec, values, problem, Budget(budget_s or settings.current().budget_s, trials), strategy)
+        plan = select(spec, problem, target, objective)
+    dispatch = dispatcher(op, objective)
+    call = dispatch.call_of(plan, values, build=True)
+    dispatch.remember(values, call)
+    return BoundOp(dispatch, problem, plan, call, dispatch.key(*values))
+
+
+def tune(
+    op: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    budget_s: float | None = None,
+    trials: int | None = None,
+    strategy: str = "auto",
+    seed: int = 0,
+) -> TuningResult:
+    """Tune this problem now, whether it has a plan or not, and keep the plans for both objectives.
+
+    Args as for `get_op`; `seed` makes inputs and random search repeatable.
+
+    Raises:
+        TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results; the reference raised.
+        KeyboardInterrupt: after keeping what was measured.
+    """
+    spec, values, problem, _ = _ask(op, args, kwargs, "eager")
+    reason = _refuses_tuning()
+    if reason:
+        raise TuningError(f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`.")
+    budget = Budget(settings.current().budget_s if budget_s is None else budget_s, trials)
+    return _tune(spec, values, problem, budget, strategy, seed)
+
+
+def explain(
+    op: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    objective: Objective = "eager",
+) -> Explanation:
+    """Every candidate of this problem that was measured, its time and error, and why it was chosen or not.
+
+    `print` it for a table. Measures nothing, and needs no tuning first.
+    """
+    spec, _, problem, target = _ask(op, args, kwargs, objective)
+    return explain_selection(spec, problem, target, objective)
+
+
+def _ask(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, objective: Objective
+) -> tuple[Op, tuple[Any, ...], Problem, Target]:
+    if objective not in OBJECTIVES:
+        raise InvalidInputError(f"`objective` is {objective!r}; it can be {' or '.join(OBJECTIVES)}. Choose one.")
+    spec = load(name)
+    if isinstance(args, torch.Tensor):
+        raise InvalidInputError("`args` is a tensor; it needs the op's arguments as a tuple. Write `(x,)` for one.")
+    values = spec.bind(args, kwargs)
+    return spec, values, spec.problem(values), device_target(spec.device(values))
+
+
+def _refuses_tuning() -> str:
+    """Why this is no time to tune, or an empty string."""
+    if torch.compiler.is_compiling():
+        return "under torch.compile"
+    if torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return "during CUDA-graph capture"
+    return ""
+
+
+def _tune(
+    spec: Op, values: tuple[Any, ...], problem: Problem, budget: Budget, strategy: str, seed: int = 0
+) -> TuningResult:
+    device = spec.device(values)
+    run = TuningRun(spec, problem, device, store(), budget, strategy, seed, observer())
+    with store().lease(f"{spec.name}|{run.bucket.key}|{run.target.key}") as mine:
+        # Another process is tuning this very problem: use what there is, as a direct call does.
+        result = run.run() if mine else TuningResult()
+    forget(spec.name)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result

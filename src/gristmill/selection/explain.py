@@ -1,0 +1,172 @@
+"""Explanation of a selection: every candidate with its time and error, and why it was chosen or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from gristmill.cache import store
+from gristmill.core.op import Op
+from gristmill.core.plan import Measurement, Objective, Plan
+from gristmill.core.problem import Problem
+from gristmill.core.registry import implementations
+from gristmill.core.target import Target
+from gristmill.selection.select import select
+
+ROWS = 20  # measured candidates that the text shows; `rows` has all
+ENUMERATED_POINTS = 20_000  # points of a space whose rejections are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One candidate, or one implementation that has none here."""
+
+    implementation: str
+    config: dict[str, Any]
+    status: str
+    chosen: bool = False
+    device_us: float | None = None
+    host_us: float | None = None
+    graph_us: float | None = None
+    error: float | None = None
+    registers: int | None = None
+    spills: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a problem's plan is what it is. `str()` is a table; `to_json()` has everything.
+
+    Attributes:
+        plan: the plan in force.
+        rows: the chosen candidate first, then by time; failures and what cannot run here last, each with its reason.
+        rejections: for each implementation, how many points of its space each constraint rejects.
+    """
+
+    problem: str
+    target: str
+    objective: Objective
+    plan: Plan
+    rows: tuple[Row, ...]
+    rejections: dict[str, dict[str, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "problem": self.problem,
+            "target": self.target,
+            "objective": self.objective,
+            "plan": {
+                "implementation": plan.candidate.implementation,
+                "config": plan.candidate.config.knobs,
+                "origin": plan.origin,
+                "reason": plan.reason,
+                "bucket": plan.bucket,
+                "revalidate": plan.revalidate,
+            },
+            "rows": [asdict(row) for row in self.rows],
+            "rejections": self.rejections,
+        }
+
+    def __str__(self) -> str:
+        plan = self.plan
+        lines = [
+            f"{self.problem} on {self.target}, objective {self.objective}",
+            f"plan: {plan.candidate} ({plan.origin}: {plan.reason})",
+        ]
+        if plan.revalidate:
+            lines.append("measured under other versions of torch, Triton or the driver: tune again to be sure")
+        lines += ["", *_table(self.rows[:ROWS])]
+        if len(self.rows) > ROWS:
+            lines.append(f"... and {len(self.rows) - ROWS} more")
+        for name, reasons in self.rejections.items():
+            for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+                lines.append(f"{name}: {count} points rejected: {reason}")
+        return "\n".join(lines)
+
+
+HEADINGS = ("", "implementation", "device us", "host us", "graph us", "error/bound", "regs", "status", "note")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row's cells, as text, under `HEADINGS`."""
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    config = " ".join(f"{k}={v}" for k, v in row.config.items())
+    note = "; ".join(filter(None, (config, row.note)))
+    registers = "" if row.registers is None else f"{row.registers}" + (f"+{row.spills}sp" if row.spills else "")
+    times = (number(row.device_us), number(row.host_us), number(row.graph_us), number(row.error))
+    return (">" if row.chosen else "", row.implementation, *times, registers, row.status, note)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    table = [HEADINGS, *map(cells, rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS) - 1)]
+
+    def text(line: tuple[str, ...]) -> str:
+        aligned = (c.rjust(w) if 2 <= i <= 6 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=False)))
+        return "  ".join((*aligned, line[-1])).rstrip()
+
+    return [text(line) for line in table]
+
+
+def explain(op: Op, problem: Problem, target: Target, objective: Objective) -> Explanation:
+    """Why `select` chooses what it chooses, from the store's measurements. Measures nothing."""
+    plan = select(op, problem, target, objective)
+    bucket = op.bucket(problem)
+    measured = store().measurements(op.name, bucket.key, target.key)
+    current = {i.name: i.source_hash for i in implementations(op.name)}
+    fresh = [m for m in measured if current.get(m.candidate.implementation) == m.source_hash]
+    fresh.sort(key=lambda m: (m.candidate != plan.candidate, not m.outcome.ok, m.outcome.time_us(objective)))
+    rows = [_row(m, plan, objective) for m in fresh]
+    seen = {m.candidate.implementation for m in fresh}
+    rejections: dict[str, dict[str, int]] = {}
+    for impl in implementations(op.name):
+        reason = impl.why_not(problem, target)
+        if reason is not None:
+            rows.append(Row(impl.name, {}, "unsupported", note=reason))
+        elif impl.name not in seen:
+            chosen = plan.candidate.implementation == impl.name
+            config = plan.candidate.config.knobs if chosen else {}
+            note = "" if chosen else "tune this problem to have it measured"
+            rows.append(Row(impl.name, config, "not measured", chosen, note=note))
+        if reason is None and (counts := _rejections(impl.space, problem, target)):
+            rejections[impl.name] = dict(counts)
+    rows.sort(key=lambda row: not row.chosen)
+    return Explanation(str(problem), target.name, objective, plan, tuple(rows), rejections)
+
+
+def _rejections(space: Any, problem: Problem, target: Target) -> Counter[str]:
+    points = islice(space.points(problem, target), ENUMERATED_POINTS)
+    return Counter(p.reason for p in points if hasattr(p, "reason"))
+
+
+def _row(measurement: Measurement, plan: Plan, objective: Objective) -> Row:
+    outcome, candidate = measurement.outcome, measurement.candidate
+    chosen = candidate == plan.candidate
+    note = plan.reason if chosen else outcome.reason
+    if not chosen and outcome.ok and plan.evidence is not None:
+        note = _versus(outcome.time_us(objective), plan.evidence.time_us(objective))
+    return Row(
+        candidate.implementation,
+        dict(candidate.config.knobs),
+        outcome.status,
+        chosen,
+        outcome.device_us,
+        outcome.host_us,
+        outcome.graph_us,
+        outcome.error,
+        outcome.registers,
+        outcome.spills,
+        note,
+    )
+
+
+def _versus(time_us: float, best_us: float) -> str:
+    return f"{time_us / best_us:.2f}x the plan's time"
