@@ -65,6 +65,8 @@ class Op:
         workloads: named problems.
         dtypes: dtypes that tensor arguments may have.
         matrix: whether the flops run on matrix units (for the roofline).
+        sized: `(sizes by axis name, dtype name) -> problem`: the plain problem of these sizes, from which the
+            conformance suite makes its adversarial ones.
     """
 
     schema: str
@@ -80,6 +82,7 @@ class Op:
     variants: tuple[str, ...] = ("normal",)
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
     matrix: bool = False
+    sized: Callable[[Mapping[str, int], str], Problem] | None = None
     doc: str = field(default="")
 
     @cached_property

@@ -155,6 +155,7 @@ OP = declare(
         bounds=bounds,
         workloads=WORKLOADS,
         matrix=True,
+        sized=lambda s, dtype: problem_of(s["M"], s["N"], s["K"], dtype),
         doc="""Matrix product of `a` (M, K) and `b` (K, N): a contiguous (M, N) of their dtype.
 
         float16, bfloat16, float32; each operand with a unit stride in either dimension, so `w.t()` as it is. Sums are

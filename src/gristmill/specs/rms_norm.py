@@ -183,6 +183,7 @@ OP = declare(
         cost=cost,
         bounds=bounds,
         workloads=WORKLOADS,
+        sized=lambda s, dtype: problem_of((s["rows"], s["N"]), dtype),
         doc="""`x / sqrt(mean(x**2) + eps) * weight` over the last dimension; a contiguous tensor like `x`.
 
         `x` (*batch, N) in float16, bfloat16 or float32, any strides but a unit one along N; `weight` (N,) of the same

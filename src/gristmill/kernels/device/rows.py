@@ -1,0 +1,44 @@
+"""Rows of a strided tensor: which leading dimensions merge (host), and where a row starts (device)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gristmill.core.problem import TensorSpec
+
+MAX_LEADING = 3
+
+
+def collapse_rows(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
+    """The (size, stride) pairs of every dimension but the last, merged where they can be, innermost first.
+
+    A merged dimension walks the rows in the same order as the dimensions it stands for; never empty.
+    """
+    merged: list[tuple[int, int]] = []
+    leading = zip(spec.shape[:-1], spec.strides[:-1], strict=True)
+    for size, stride in reversed([pair for pair in leading if pair[0] != 1]):
+        if merged and stride == merged[-1][0] * merged[-1][1]:
+            merged[-1] = (merged[-1][0] * size, merged[-1][1])
+        else:
+            merged.append((size, stride))
+    return tuple(merged) or ((1, 0),)
+
+
+def leading_arguments(spec: TensorSpec) -> tuple[int, ...]:
+    """`size_0, size_1, stride_0, stride_1, stride_2` for `row_offset`, absent dimensions as size 1, stride 0."""
+    pairs = (*collapse_rows(spec), (1, 0), (1, 0))[:MAX_LEADING]
+    return (pairs[0][0], pairs[1][0], *(stride for _, stride in pairs))
+
+
+@triton.jit
+def row_offset(row, size_0, size_1, stride_0, stride_1, stride_2, LEADING: tl.constexpr):
+    """Offset of a row (int64 scalar or tensor) in elements; `size_0` is the innermost leading dimension."""
+    if LEADING == 1:
+        return row * stride_0
+    elif LEADING == 2:
+        return (row // size_0) * stride_1 + (row % size_0) * stride_0
+    else:
+        outer = row // size_0
+        offset = (row % size_0) * stride_0
+        return offset + (outer // size_1) * stride_2 + (outer % size_1) * stride_1
