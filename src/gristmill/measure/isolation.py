@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,15 @@ class Lines:
     def send(self, message: Mapping[str, Any]) -> None:
         self.connection.sendall(json.dumps(message).encode() + b"\n")
 
+    @property
+    def buffered(self) -> bool:
+        """Whether a whole object has arrived already."""
+        return b"\n" in self._buffer
+
     def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
         """The next object, or `None` at the end of the stream. Raises `TimeoutError`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
+        while not self.buffered:
             if deadline is not None:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
@@ -88,10 +93,7 @@ class Child:
         ours, theirs = socket.socketpair()
         self._log.seek(0)
         self._log.truncate()
-        # A source tree on sys.path must reach the child too; the rest of sys.path is the interpreter's own business.
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, child_environment().get("PYTHONPATH", "").split(os.pathsep))]
-        environment = child_environment(PYTHONPATH=os.pathsep.join(paths), **self.environment)
+        environment = child_environment(PYTHONPATH=os.pathsep.join(_our_paths()), **self.environment)
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
@@ -164,10 +166,13 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(timeout=5)
         self.stop()
-        how = "closed its connection"
-        if code is not None:
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-        return ChildDied(f"the worker was {how}{self._last_words()}" if "killed" in how else f"the worker {how}{self._last_words()}")
+        if code is None:
+            how = "closed its connection"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"exited with status {code}"
+        return ChildDied(f"the worker {how}{self._last_words()}")
 
     def _last_words(self) -> str:
         self._log.seek(0, os.SEEK_END)
@@ -183,15 +188,16 @@ class Child:
         self.stop()
 
 
-def serve(handle: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
-    """The child's end: answer requests until the parent goes away. Called by a module run by `Child`."""
-    lines = connect()
-    lines.send({"ready": True})
-    while True:
-        message = lines.receive(None)
-        if message is None:
-            return
-        lines.send(handle(message))
+def _our_paths() -> list[str]:
+    """Where a child must look beside its interpreter's own folders: what the parent imports from (a source tree, the
+    folder of the user's script with its plug-ins)."""
+    own = tuple(os.path.realpath(p) for p in (sys.prefix, sys.base_prefix))
+    found = [str(Path(__file__).resolve().parents[2])]
+    for entry in sys.path:
+        path = os.path.realpath(entry or os.curdir)
+        if os.path.isdir(path) and not path.startswith(own) and path not in found:
+            found.append(path)
+    return found
 
 
 def connect() -> Lines:

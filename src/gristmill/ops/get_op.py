@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from gristmill import settings
-from gristmill.cache import store
+from gristmill.cache.store import store
 from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
 from gristmill.core.op import Op

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from gristmill.cache import store
+from gristmill.cache.store import store
 from gristmill.core.op import Op
 from gristmill.core.plan import Measurement, Objective, Plan
 from gristmill.core.problem import Problem

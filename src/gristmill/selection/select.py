@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from gristmill.cache import store
+from gristmill.cache.store import store
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan

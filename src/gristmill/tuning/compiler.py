@@ -127,7 +127,7 @@ class _Server:
     def run(self) -> None:
         self.lines.send({"ready": True})
         while True:
-            for key, _ in self.selector.select(timeout=1.0):
+            for key, _ in self.selector.select(timeout=0.1):
                 if key.data is None:
                     if not self._read_requests():
                         return

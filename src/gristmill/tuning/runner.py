@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gristmill import settings
-from gristmill.cache import PlanStore
+from gristmill.cache.store import PlanStore
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Measurement, Objective, Outcome, Plan

@@ -1,0 +1,119 @@
+"""The worker: candidates that trap, hang or return garbage are rows, and the tuner's process lives on."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+
+from gristmill import settings
+from gristmill.core.plan import Candidate
+from gristmill.core.registry import implementations, load
+from gristmill.core.target import named_target
+from gristmill.errors import TuningError
+from gristmill.measure.isolation import Child, ChildDied
+from gristmill.tuning.compiler import CompilePool
+from gristmill.tuning.measurer import Measurer
+
+
+@pytest.fixture
+def problem(faulty):
+    return load("twice").problem((torch.ones(64, 64),))
+
+
+@pytest.fixture
+def measurer(problem):
+    with settings.override(candidate_timeout_s=3.0), Measurer(problem, torch.device("cpu")) as measurer:
+        yield measurer
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("right", "ok", ""),
+        ("traps", "crash", "SIGSEGV"),
+        ("hangs", "timeout", "no answer within"),
+        ("garbage", "wrong", "output 0 is wrong"),
+        ("unwritten", "wrong", "output 0 is wrong"),
+        ("misshapen", "wrong", "shape"),
+        ("raises", "launch_error", "does not feel like it"),
+    ],
+)
+def test_every_failure_is_a_row_with_its_class_and_reason(measurer, name, status, reason, monkeypatch):
+    monkeypatch.setattr("gristmill.tuning.measurer.FIRST_TIMEOUT_S", 20.0 if name != "hangs" else 2.0)
+    outcome = measurer.measure(Candidate(name), None)
+    assert outcome.status == status
+    assert reason in outcome.reason
+
+
+def test_the_next_candidate_after_a_crash_gets_a_new_worker(measurer):
+    assert measurer.measure(Candidate("traps"), None).status == "crash"
+    assert measurer.measure(Candidate("right"), None).ok
+
+
+def test_a_race_names_the_candidate_that_kills_it_and_times_the_others(measurer):
+    outcomes, samples = measurer.race([Candidate("right"), Candidate("traps"), Candidate("garbage")])
+    assert [o.status for o in outcomes] == ["ok", "crash", "wrong"]
+    assert len(samples[0]["device"]) >= 5
+    assert not samples[1]
+
+
+def test_a_slow_candidate_is_given_up_early(measurer):
+    outcome = measurer.measure(Candidate("right"), 1e-3)
+    assert outcome.status == "slow"
+    assert outcome.repeats == 1
+
+
+def test_a_reference_that_raises_is_a_tuning_error_that_names_it(faulty):
+    problem = load("twice").problem((torch.ones(4, 13),))
+    with (
+        Measurer(problem, torch.device("cpu")) as measurer,
+        pytest.raises(TuningError, match=r"reference of `twice` raised .* thirteen is unlucky"),
+    ):
+        measurer.measure(Candidate("right"), None)
+
+
+def test_the_worker_dies_with_its_parent():
+    child = Child("gristmill.tuning.worker")
+    child.start()
+    process = child._process
+    assert process is not None
+    child._lines.connection.close()
+    assert process.wait(timeout=20) is not None
+
+
+def test_a_worker_that_cannot_start_says_why():
+    child = Child("gristmill.no_such_module")
+    with pytest.raises(ChildDied, match="No module named"):
+        child.start()
+
+
+def test_the_compile_pool_reports_compiler_errors_and_timeouts(problem):
+    target = named_target("sm_90")
+    with CompilePool(problem, target, jobs=2) as pool:
+        for name in ("triton_none", "triton_compile"):
+            impl = next(i for i in _implementations() if i.name == name)
+            pool.submit(Candidate(name, impl.config(None, problem, target)))
+        done = {candidate.implementation: outcome for candidate, outcome in (pool.collect(), pool.collect())}
+    assert done["triton_none"].ok
+    assert done["triton_compile"].status == "compile_error"
+    assert "it does not compile" in done["triton_compile"].reason
+    with settings.override(candidate_timeout_s=1.0), CompilePool(problem, target, jobs=1) as pool:
+        impl = next(i for i in _implementations() if i.name == "triton_stall")
+        pool.submit(Candidate("triton_stall", impl.config(None, problem, target)))
+        start = time.monotonic()
+        assert pool.collect()[1].status == "timeout"
+        assert time.monotonic() - start < 20
+
+
+def _implementations():
+    return implementations("twice")
+
+
+def test_the_parent_keeps_its_signal_handlers_and_files(measurer):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        measurer.measure(Candidate("traps"), None)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
