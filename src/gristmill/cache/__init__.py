@@ -1,0 +1,1 @@
+"""The plan store: measurements and the plans derived from them, in memory above SQLite."""
