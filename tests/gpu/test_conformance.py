@@ -1,0 +1,73 @@
+"""Every implementation against its op's contract, on the GPU: adversarial sizes, layouts, values and configs, in every dtype;
+real workloads; tensors that reach past 2**31 elements."""
+
+import pytest
+import torch
+
+from gristmill.core import registry
+from gristmill.core.target import device_target, named_target
+from gristmill.testing import Case, cases, judge, layouts, mutated
+
+HAS_GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
+TARGET = device_target(DEVICE) if HAS_GPU else named_target("sm_90")
+
+ALL = [i for op in registry.op_names() for i in registry.implementations(op)]
+TRITON = [i for i in ALL if i.kind == "triton"]
+FIXED = [i for i in ALL if i.kind != "compiled"]  # a compiled one takes seconds per problem
+WORKLOADS = [
+    Case(i, w.problem, "normal", label=w.name)
+    for i in FIXED
+    for w in i.op.workloads
+    if i.why_not(w.problem, TARGET) is None
+]
+
+
+@pytest.mark.parametrize("case", list(cases(FIXED, TARGET, count=90, configs_each=12)), ids=str)
+def test_conforms(case):
+    verdict = judge(case, DEVICE)
+    assert verdict.ok, verdict.reason
+
+
+@pytest.mark.parametrize("case", WORKLOADS, ids=str)
+def test_workloads(case):
+    verdict = judge(case, DEVICE)
+    assert verdict.ok, verdict.reason
+
+
+COMPILED = list(cases([i for i in ALL if i.kind == "compiled"], TARGET, count=6, largest=257))
+
+
+@pytest.mark.parametrize("case", COMPILED[::4], ids=str)
+def test_compiled_references_conform(case):
+    verdict = judge(case, DEVICE)
+    assert verdict.ok, verdict.reason
+
+
+def far_cases():
+    sizes = {"rows": 40, "N": 256, "M": 72, "K": 128}
+    for i in FIXED:
+        for label, problem in layouts(i.op, i.op.sized(sizes, "bfloat16"), far=True):
+            if i.why_not(problem, TARGET) is None:
+                yield Case(i, problem, "normal", label=label)
+
+
+@pytest.mark.parametrize("case", list(far_cases()), ids=str)
+def test_offsets_past_32_bits(case):
+    verdict = judge(case, DEVICE)
+    assert verdict.ok, verdict.reason
+
+
+BREAK = {
+    "rms_norm": ("/ N + eps", "/ BLOCK_N + eps"),
+    "matmul": ("acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)", "acc = tl.full((BLOCK_M, BLOCK_N), 1.0, tl.float32)"),
+}
+
+
+@pytest.mark.parametrize("implementation", TRITON, ids=lambda i: i.id)
+def test_a_broken_kernel_is_rejected(implementation, tmp_path):
+    problem = implementation.op.sized({"rows": 37, "N": 1000, "M": 140, "K": 520}, "bfloat16")
+    broken = mutated(implementation, *BREAK[implementation.op.name], tmp_path)
+    assert judge(Case(implementation, problem, "normal"), DEVICE).ok
+    assert not judge(Case(broken, problem, "normal"), DEVICE).ok

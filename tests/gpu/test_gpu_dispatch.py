@@ -1,0 +1,125 @@
+"""Calls on a GPU: what changes between calls (alignment, shape, stream, gradient, capture) never gives a wrong result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gristmill as gm
+from gristmill.core.registry import load
+from gristmill.verify import compare, truth
+
+
+def _right(name, values, output):
+    op = load(name)
+    references, magnitudes = truth(op, values)
+    return compare((output,), references, magnitudes, op.bounds(op.problem(values)))
+
+
+def _rms(cuda, rows, width, dtype=torch.bfloat16):
+    return torch.randn(rows, width, device=cuda, dtype=dtype), torch.randn(width, device=cuda, dtype=dtype), 1e-6
+
+
+@pytest.fixture
+def rms_norm(cuda, fresh_store):
+    return gm.get_op("rms_norm", _rms(cuda, 64, 4096)[:2], tune="never")
+
+
+def test_the_untuned_plan_is_a_kernel_of_ours(rms_norm):
+    assert rms_norm.plan.origin == "prior"
+    assert rms_norm.implementation in ("row", "multi_row")
+
+
+def test_alignment_may_change_between_calls(rms_norm, cuda):
+    for offset in (0, 1, 0, 3, 8):
+        base = torch.randn(64 * 4096 + 8, device=cuda, dtype=torch.bfloat16)
+        x = base[offset : offset + 64 * 4096].view(64, 4096)
+        _, weight, eps = _rms(cuda, 64, 4096)
+        for call in (rms_norm, gm.rms_norm):
+            output = call(x, weight)
+            assert _right("rms_norm", (x, weight, eps), output).ok, offset
+
+
+def test_shape_stride_weight_eps_may_change_between_calls(rms_norm, cuda):
+    for rows, width in ((64, 4096), (1, 4096), (63, 4096), (64, 4095), (0, 4096), (7, 1), (64, 8192)):
+        x, weight, _ = _rms(cuda, rows, width)
+        for values in ((x, weight, 1e-6), (x, None, 1e-5), (x.expand(2, rows, width), weight, 0.1)):
+            output = rms_norm(*values)
+            assert output.shape == values[0].shape
+            assert _right("rms_norm", values, output).ok, values[0].shape
+
+
+def test_matmul_takes_every_layout_after_being_bound_to_one(cuda, fresh_store):
+    a, w = torch.randn(128, 256, device=cuda).half(), torch.randn(512, 256, device=cuda).half()
+    matmul = gm.get_op("matmul", (a, w.t()), tune="never")
+    b = torch.randn(256, 512, device=cuda).half()
+    misaligned = torch.randn(128 * 256 + 1, device=cuda).half()[1:].view(128, 256)
+    for left, right in ((a, w.t()), (a, b), (a.t().contiguous().t(), b), (misaligned, b), (a[1:], b[:, 3:]), (a[:0], b)):
+        assert _right("matmul", (left, right), matmul(left, right)).ok
+
+
+def test_another_stream(rms_norm, cuda):
+    x, weight, eps = _rms(cuda, 64, 4096)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        y = x * 2
+        output = rms_norm(y, weight)
+    stream.synchronize()
+    assert _right("rms_norm", (x * 2, weight, eps), output).ok
+
+
+@pytest.mark.parametrize("name", ["row", "multi_row", "aten"])
+def test_capture_of_a_bound_call_replays_on_new_values(cuda, fresh_store, name):
+    from gristmill.compile.bound import bind
+    from gristmill.core.registry import implementation
+    from gristmill.core.target import device_target
+
+    x, weight, eps = values = _rms(cuda, 64, 1024)
+    impl = implementation("rms_norm", name)
+    call = bind(impl, impl.config(None, impl.op.problem(values), device_target(cuda)), values)
+    call(*values)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call(*values)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert _right("rms_norm", values, output).ok
+
+
+def test_tuning_is_refused_during_capture(cuda, fresh_store):
+    x, weight, _ = _rms(cuda, 64, 4096)
+    gm.rms_norm(x, weight)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with pytest.raises(gm.TuningError, match="during CUDA-graph capture"):
+            gm.tune("rms_norm", (x, weight))
+        assert gm.get_op("rms_norm", (x, weight)).plan.origin == "prior"
+
+
+def test_gradients_flow_and_agree_with_float64(cuda, fresh_store):
+    x, weight, _ = _rms(cuda, 32, 512, torch.float32)
+    x.requires_grad_(), weight.requires_grad_()
+    upstream = torch.randn_like(x)
+    got = torch.autograd.grad(gm.rms_norm(x, weight), (x, weight), upstream)
+    xd, wd = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    want = torch.autograd.grad(load("rms_norm").reference(xd, wd), (xd, wd), upstream.double())
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.double(), w, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert not gm.rms_norm(x, weight).requires_grad
+
+
+def test_a_tuned_plan_is_remembered_and_used_by_direct_calls(cuda, fresh_store):
+    values = _rms(cuda, 512, 1024)
+    bound = gm.get_op("rms_norm", values[:2], budget_s=20.0, trials=6)
+    assert bound.plan.origin == "tuned"
+    assert _right("rms_norm", values, bound(*values[:2])).ok
+    again = gm.get_op("rms_norm", values[:2])
+    assert again.plan.candidate == bound.plan.candidate
+    near = gm.get_op("rms_norm", (values[0][:100], values[1]), tune="never")
+    assert near.plan.origin == "neighbour"
+    text = str(gm.explain("rms_norm", values[:2]))
+    assert bound.implementation in text
+    assert "error/bound" in text
