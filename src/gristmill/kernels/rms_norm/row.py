@@ -219,4 +219,5 @@ def _launch(
     )
 
 
-rms_norm = register(OP, "row", _launch, space=SPACE, prior=_prior, supports=supports)
+# Untuned, it goes before the vendor call (docs/performance/rms_norm.md has both).
+rms_norm = register(OP, "row", _launch, space=SPACE, prior=_prior, supports=supports, preference=1)
