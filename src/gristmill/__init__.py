@@ -1,10 +1,11 @@
-"""gristmill: Triton operators for PyTorch, the fastest correct implementation chosen by measurement and remembered.
+"""gristmill: Triton operators for PyTorch, the fastest correct implementation chosen by measurement
+and remembered.
 
-    import torch, gristmill as gm
-    y = gm.rms_norm(x, weight)                    # direct: the plan if there is one, the prior if not
-    matmul = gm.get_op("matmul", (a, b))          # selects, and tunes if this problem is new
-    y = matmul(a, b)
-    print(gm.explain("matmul", (a, b)))
+import torch, gristmill as gm
+y = gm.rms_norm(x, weight)                    # direct: the plan if there is one, the prior if not
+matmul = gm.get_op("matmul", (a, b))          # selects, and tunes if this problem is new
+y = matmul(a, b)
+print(gm.explain("matmul", (a, b)))
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name lives: imported at its first use, so that `import gristmill` costs next to nothing.
+# Where each public name lives: imported at its first use, so that `import gristmill` costs next to
+# nothing.
 _HOMES = {
     "gristmill.ops.get_op": ("BoundOp", "explain", "get_op", "tune"),
     "gristmill.ops.matmul": ("matmul",),

@@ -1,4 +1,5 @@
-"""The exception tree: one class per kind of mistake, each also the built-in class a caller would expect."""
+"""The exception tree: one class per kind of mistake, each also the built-in class a caller would
+expect."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ class GristmillError(Exception):
 
 
 class InvalidInputError(GristmillError, ValueError):
-    """An argument breaks the op's contract. The message names it, what it was, what is allowed and what to do."""
+    """An argument breaks the op's contract. The message names it, what it was, what is allowed and
+    what to do."""
 
 
 class UnsupportedProblemError(GristmillError, NotImplementedError):
@@ -23,7 +25,8 @@ class UnknownOpError(GristmillError, LookupError):
 
 
 class InvalidConfigError(GristmillError, ValueError):
-    """A config has an unknown key, a value outside its knob, or breaks a constraint of its space."""
+    """A config has an unknown key, a value outside its knob, or breaks a constraint of its
+    space."""
 
 
 class RegistrationError(GristmillError, RuntimeError):
@@ -35,7 +38,8 @@ class TuningError(GristmillError, RuntimeError):
 
 
 class CacheError(GristmillError, RuntimeError):
-    """The plan store was asked for something explicit that it cannot do (selection never raises it)."""
+    """The plan store was asked for something explicit that it cannot do (selection never raises
+    it)."""
 
 
 class CompileError(GristmillError, RuntimeError):

@@ -21,14 +21,18 @@ class Settings:
     """What a user can set, and the environment variable that sets it.
 
     Attributes:
-        cache_dir: folder of the plan store (`GRISTMILL_CACHE_DIR`; default: the platform's user cache).
+        cache_dir: folder of the plan store (`GRISTMILL_CACHE_DIR`; default: the platform's user
+            cache).
         tune: whether `get_op` may tune a problem it has no plan for (`GRISTMILL_TUNE=now|never`).
         budget_s: seconds that one tuning run may take (`GRISTMILL_BUDGET_S`).
         candidate_timeout_s: seconds after which a candidate that does not answer is killed
             (`GRISTMILL_CANDIDATE_TIMEOUT_S`).
-        compile_jobs: processes that compile candidates (`GRISTMILL_COMPILE_JOBS`; default: the cores, at most 16).
-        progress: show a progress bar while tuning (`GRISTMILL_PROGRESS=0|1`; default: when stderr is a terminal).
-        interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU tensors too.
+        compile_jobs: processes that compile candidates (`GRISTMILL_COMPILE_JOBS`; default: the
+            cores, at most 16).
+        progress: show a progress bar while tuning (`GRISTMILL_PROGRESS=0|1`; default: when stderr
+            is a terminal).
+        interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU
+            tensors too.
     """
 
     cache_dir: Path
@@ -45,7 +49,9 @@ class Settings:
         cache_dir = env.get("GRISTMILL_CACHE_DIR") or platformdirs.user_cache_dir("gristmill")
         tune = env.get("GRISTMILL_TUNE", "now")
         if tune not in ("now", "never"):
-            raise InvalidInputError(f"GRISTMILL_TUNE is {tune!r}; it can be 'now' or 'never'. Set one of them.")
+            raise InvalidInputError(
+                f"GRISTMILL_TUNE is {tune!r}; it can be 'now' or 'never'. Set one of them."
+            )
         progress = env.get("GRISTMILL_PROGRESS")
         return cls(
             cache_dir=Path(cache_dir).expanduser(),
@@ -67,7 +73,9 @@ def _number(env: os._Environ[str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if value <= 0:
-        raise InvalidInputError(f"{name} is {text!r}; it needs a positive number. Set one, or unset it.")
+        raise InvalidInputError(
+            f"{name} is {text!r}; it needs a positive number. Set one, or unset it."
+        )
     return value
 
 
@@ -88,7 +96,8 @@ def current() -> Settings:
 
 @contextlib.contextmanager
 def override(**changes: Any) -> Iterator[Settings]:
-    """Run a block under changed settings (process-wide: for start-up code, tests and benchmarks)."""
+    """Run a block under changed settings (process-wide: for start-up code, tests and
+    benchmarks)."""
     global _current
     before = current()
     _current = replace(before, **changes)

@@ -1,4 +1,5 @@
-"""The worker: candidates that trap, hang or return garbage are rows, and the tuner's process lives on."""
+"""The worker: candidates that trap, hang or return garbage are rows, and the tuner's process lives
+on."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def problem(faulty):
 
 @pytest.fixture
 def measurer(problem):
-    with settings.override(candidate_timeout_s=3.0), Measurer(problem, torch.device("cpu")) as measurer:
+    with (
+        settings.override(candidate_timeout_s=3.0),
+        Measurer(problem, torch.device("cpu")) as measurer,
+    ):
         yield measurer
 
 
@@ -41,8 +45,12 @@ def measurer(problem):
         ("raises", "launch_error", "does not feel like it"),
     ],
 )
-def test_every_failure_is_a_row_with_its_class_and_reason(measurer, name, status, reason, monkeypatch):
-    monkeypatch.setattr("gristmill.tuning.measurer.FIRST_TIMEOUT_S", 20.0 if name != "hangs" else 2.0)
+def test_every_failure_is_a_row_with_its_class_and_reason(
+    measurer, name, status, reason, monkeypatch
+):
+    monkeypatch.setattr(
+        "gristmill.tuning.measurer.FIRST_TIMEOUT_S", 20.0 if name != "hangs" else 2.0
+    )
     outcome = measurer.measure(Candidate(name), None)
     assert outcome.status == status
     assert reason in outcome.reason
@@ -54,7 +62,9 @@ def test_the_next_candidate_after_a_crash_gets_a_new_worker(measurer):
 
 
 def test_a_race_names_the_candidate_that_kills_it_and_times_the_others(measurer):
-    outcomes, samples = measurer.race([Candidate("right"), Candidate("traps"), Candidate("garbage")])
+    outcomes, samples = measurer.race(
+        [Candidate("right"), Candidate("traps"), Candidate("garbage")]
+    )
     assert [o.status for o in outcomes] == ["ok", "crash", "wrong"]
     assert len(samples[0]["device"]) >= 5
     assert not samples[1]
@@ -96,7 +106,10 @@ def test_the_compile_pool_reports_compiler_errors_and_timeouts(problem):
         for name in ("triton_none", "triton_compile"):
             impl = next(i for i in _implementations() if i.name == name)
             pool.submit(Candidate(name, impl.config(None, problem, target)))
-        done = {candidate.implementation: outcome for candidate, outcome in (pool.collect(), pool.collect())}
+        done = {
+            candidate.implementation: outcome
+            for candidate, outcome in (pool.collect(), pool.collect())
+        }
     assert done["triton_none"].ok
     assert done["triton_compile"].status == "compile_error"
     assert "it does not compile" in done["triton_compile"].reason

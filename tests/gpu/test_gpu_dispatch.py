@@ -1,4 +1,5 @@
-"""Calls on a GPU: what changes between calls (alignment, shape, stream, gradient, capture) never gives a wrong result."""
+"""Calls on a GPU: what changes between calls (alignment, shape, stream, gradient, capture) never
+gives a wrong result."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ def _right(name, values, output):
 
 
 def _rms(cuda, rows, width, dtype=torch.bfloat16):
-    return torch.randn(rows, width, device=cuda, dtype=dtype), torch.randn(width, device=cuda, dtype=dtype), 1e-6
+    return (
+        torch.randn(rows, width, device=cuda, dtype=dtype),
+        torch.randn(width, device=cuda, dtype=dtype),
+        1e-6,
+    )
 
 
 @pytest.fixture
@@ -41,7 +46,15 @@ def test_alignment_may_change_between_calls(rms_norm, cuda):
 
 
 def test_shape_stride_weight_eps_may_change_between_calls(rms_norm, cuda):
-    for rows, width in ((64, 4096), (1, 4096), (63, 4096), (64, 4095), (0, 4096), (7, 1), (64, 8192)):
+    for rows, width in (
+        (64, 4096),
+        (1, 4096),
+        (63, 4096),
+        (64, 4095),
+        (0, 4096),
+        (7, 1),
+        (64, 8192),
+    ):
         x, weight, _ = _rms(cuda, rows, width)
         for values in ((x, weight, 1e-6), (x, None, 1e-5), (x.expand(2, rows, width), weight, 0.1)):
             output = rms_norm(*values)
@@ -54,7 +67,14 @@ def test_matmul_takes_every_layout_after_being_bound_to_one(cuda, fresh_store):
     matmul = gm.get_op("matmul", (a, w.t()), tune="never")
     b = torch.randn(256, 512, device=cuda).half()
     misaligned = torch.randn(128 * 256 + 1, device=cuda).half()[1:].view(128, 256)
-    for left, right in ((a, w.t()), (a, b), (a.t().contiguous().t(), b), (misaligned, b), (a[1:], b[:, 3:]), (a[:0], b)):
+    for left, right in (
+        (a, w.t()),
+        (a, b),
+        (a.t().contiguous().t(), b),
+        (misaligned, b),
+        (a[1:], b[:, 3:]),
+        (a[:0], b),
+    ):
         assert _right("matmul", (left, right), matmul(left, right)).ok
 
 

@@ -1,4 +1,5 @@
-"""Real kernels that trap, hang, overrun or compute garbage are rows; the user's process and CUDA context live on."""
+"""Real kernels that trap, hang, overrun or compute garbage are rows; the user's process and CUDA
+context live on."""
 
 from __future__ import annotations
 
@@ -6,16 +7,18 @@ import pytest
 import torch
 
 from gristmill import settings
+from gristmill.cache.store import PlanStore
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
-from gristmill.cache.store import PlanStore
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.runner import Budget, TuningRun
 
 
 def _candidate(name, problem, device):
-    return Candidate(name, implementation("twice", name).config(None, problem, device_target(device)))
+    return Candidate(
+        name, implementation("twice", name).config(None, problem, device_target(device))
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,9 @@ def test_a_faulty_kernel_is_a_row(faulty, cuda, monkeypatch, name, statuses, rea
     monkeypatch.setattr("gristmill.tuning.measurer.FIRST_TIMEOUT_S", 30.0)
     with settings.override(candidate_timeout_s=5.0), Measurer(problem, cuda) as measurer:
         if name == "triton_hang":
-            assert measurer.measure(_candidate("triton_none", problem, cuda), None).ok  # starts CUDA: short time-out next
+            assert measurer.measure(
+                _candidate("triton_none", problem, cuda), None
+            ).ok  # starts CUDA: short time-out next
         outcome = measurer.measure(_candidate(name, problem, cuda), None)
         assert outcome.status in statuses
         assert reason in outcome.reason

@@ -1,7 +1,7 @@
 """A third party's op, `twice(x)`, with implementations that fail in every way that a candidate can.
 
-Found by the entry point beside this file, in the test's process and in the worker. The vendor implementations fail on any
-device, the Triton ones on a GPU.
+Found by the entry point beside this file, in the test's process and in the worker. The vendor
+implementations fail on any device, the Triton ones on a GPU.
 """
 
 from __future__ import annotations
@@ -36,13 +36,19 @@ OP = declare(
         reference=_reference,
         magnitude=lambda x: (x * 2).abs(),
         inputs=lambda problem, generator, variant: (
-            problem["x"].fill(torch.randn(problem["x"].shape, generator=generator, device=generator.device)),
+            problem["x"].fill(
+                torch.randn(problem["x"].shape, generator=generator, device=generator.device)
+            ),
         ),
         outputs=lambda problem: (TensorSpec.contiguous(problem["x"].shape, problem["x"].dtype),),
         axes=lambda problem: (Axis("rows", problem["x"].shape[0], exact=False),),
         cost=lambda problem: Cost(problem["x"].numel, 2 * problem["x"].size_bytes),
         bounds=lambda problem: Bounds(0.0, 0.0, 0.0, "doubling is exact"),
-        workloads=(Workload("small", Problem("twice", (("x", TensorSpec.contiguous((64, 64), "float32")),))),),
+        workloads=(
+            Workload(
+                "small", Problem("twice", (("x", TensorSpec.contiguous((64, 64), "float32")),))
+            ),
+        ),
         dtypes=(torch.float32,),
     )
 )

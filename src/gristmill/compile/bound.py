@@ -16,10 +16,12 @@ BoundCall = Callable[..., Any]
 
 
 def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]) -> BoundCall:
-    """A callable of the op's arguments (all of them, in the schema's order) that runs `implementation` with `config`.
+    """A callable of the op's arguments (all of them, in the schema's order) that runs
+    `implementation` with `config`.
 
-    A Triton implementation's is valid for the call key of `values`: same shapes, strides, dtypes, device, alignment and
-    scalars. May compile: a Triton kernel for less than a second, a `compiled` implementation for many.
+    A Triton implementation's is valid for the call key of `values`: same shapes, strides, dtypes,
+    device, alignment and scalars. May compile: a Triton kernel for less than a second, a `compiled`
+    implementation for many.
     """
     if implementation.call is not None:
         return implementation.call
@@ -35,7 +37,9 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
     launch = EXECUTOR.bind(launches, slots, device)
     problem = implementation.op.problem(values)
     make_outputs = [_maker(spec, values, device) for spec in implementation.op.outputs(problem)]
-    make_workspace = [_maker(spec, values, device) for spec in implementation.workspace(problem, config)]
+    make_workspace = [
+        _maker(spec, values, device) for spec in implementation.workspace(problem, config)
+    ]
     if len(make_outputs) == 1 and not make_workspace:
         return _single_output(launch, used, make_outputs[0], device)
     return _general(launch, used, make_outputs, make_workspace, device)
@@ -50,8 +54,11 @@ def _unbound(implementation: Implementation, config: Config) -> BoundCall:
     return call
 
 
-def _maker(spec: TensorSpec, values: Sequence[Any], device: torch.device) -> Callable[..., torch.Tensor]:
-    """How to allocate `spec` for a call, in the cheapest way: `empty_like` of an argument costs 1.4 us, `empty` 2.2."""
+def _maker(
+    spec: TensorSpec, values: Sequence[Any], device: torch.device
+) -> Callable[..., torch.Tensor]:
+    """How to allocate `spec` for a call, in the cheapest way: `empty_like` of an argument costs 1.4
+    us, `empty` 2.2."""
     for index, value in enumerate(values):
         if isinstance(value, torch.Tensor) and TensorSpec.of(value) == spec and spec.is_contiguous:
             return lambda values: torch.empty_like(values[index])

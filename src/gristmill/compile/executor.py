@@ -1,4 +1,5 @@
-"""The one executor: runs launches, binds them for the hot path, and compiles them for any target without a GPU."""
+"""The one executor: runs launches, binds them for the hot path, and compiles them for any target
+without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
-from triton.runtime.driver import driver
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -40,7 +40,8 @@ class Binary:
 
     @property
     def num_warps(self) -> int:
-        """Warps per program of the binary (a warp-specialised kernel has more than were asked for)."""
+        """Warps per program of the binary (a warp-specialised kernel has more than were asked
+        for)."""
         return self.kernel.metadata.num_warps
 
     @cached_property
@@ -50,7 +51,8 @@ class Binary:
 
     @cached_property
     def spills(self) -> int | None:
-        """Bytes of local memory per thread (spills and register arrays); `None` as for `registers`."""
+        """Bytes of local memory per thread (spills and register arrays); `None` as for
+        `registers`."""
         return self._usage[1]
 
     @cached_property
@@ -66,8 +68,12 @@ class Binary:
             cubin = Path(folder, "kernel.cubin")
             cubin.write_bytes(self.kernel.asm["cubin"])
             tool = knobs.nvidia.cuobjdump.path
-            text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
-        usage = dict(part.split(":", 1) for part in text.split() if ":" in part and part[0].isupper())
+            text = subprocess.run(
+                [tool, "-res-usage", cubin], capture_output=True, text=True, check=True
+            ).stdout
+        usage = dict(
+            part.split(":", 1) for part in text.split() if ":" in part and part[0].isupper()
+        )
         return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
 
 
@@ -118,10 +124,13 @@ class Executor:
             if _is_empty(launch):
                 continue
             with torch.cuda.device_of(launch.tensors()[0]):
-                launch.kernel[launch.grid](*map(_native, launch.args), **launch.constexprs, **launch.options)
+                launch.kernel[launch.grid](
+                    *map(_native, launch.args), **launch.constexprs, **launch.options
+                )
 
     def compile(self, launch: Launch, target: Target) -> Binary:
-        """The binary that running `launch` on `target` would use, compiled here; meta tensors will do, a GPU need not be.
+        """The binary that running `launch` on `target` would use, compiled here; meta tensors will
+        do, a GPU need not be.
 
         Raises:
             CompileError: with the compiler's message.
@@ -130,22 +139,32 @@ class Executor:
         kernel = launch.kernel
         try:
             binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-            kwargs = {**launch.constexprs, **launch.options, "debug": kernel.debug or knobs.runtime.debug}
+            kwargs = {
+                **launch.constexprs,
+                **launch.options,
+                "debug": kernel.debug or knobs.runtime.debug,
+            }
             kwargs["instrumentation_mode"] = knobs.compilation.instrumentation_mode
             arguments, specialization, options = binder(*map(_native, launch.args), **kwargs)
             options, signature, constexprs, attrs = kernel._pack_args(
                 backend, kwargs, arguments, specialization, options
             )
             source = ASTSource(kernel, signature, constexprs, attrs)
-            return Binary(triton.compile(source, target=triton_target(target), options=options.__dict__), target)
+            return Binary(
+                triton.compile(source, target=triton_target(target), options=options.__dict__),
+                target,
+            )
         except CompileError:
             raise
         except Exception as error:  # the compiler raises anything: its message is the reason
             text = str(error).strip() or type(error).__name__
-            raise CompileError(f"{kernel.__name__} does not compile for {target.arch}: {text}") from error
+            raise CompileError(
+                f"{kernel.__name__} does not compile for {target.arch}: {text}"
+            ) from error
 
     def resources(self, launches: Sequence[Launch]) -> tuple[int | None, int | None, int | None]:
-        """Registers, spilled words per thread and shared bytes of the heaviest kernel, once it has run on this device."""
+        """Registers, spilled words per thread and shared bytes of the heaviest kernel, once it has
+        run on this device."""
         found = []
         for launch in launches:
             if isinstance(launch.kernel, InterpretedFunction) or _is_empty(launch):
@@ -155,9 +174,12 @@ class Executor:
         return max(found, default=(None, None, None))
 
     def _compiled(self, launch: Launch) -> CompiledKernel:
-        """The loaded kernel of a launch for the current device (compiled, if it is new to this process)."""
+        """The loaded kernel of a launch for the current device (compiled, if it is new to this
+        process)."""
         native = tuple(map(_native, launch.args))
-        kernel = launch.kernel.warmup(*native, grid=launch.grid, **launch.constexprs, **launch.options)
+        kernel = launch.kernel.warmup(
+            *native, grid=launch.grid, **launch.constexprs, **launch.options
+        )
         kernel._init_handles()
         return kernel
 
@@ -170,11 +192,13 @@ class Executor:
     ) -> Callable[[Sequence[int]], None]:
         """A function that launches again for other addresses of the same tensors.
 
-        `slots` are the tensors that the launches refer to; the function takes their new `data_ptr()`s in that order. It
-        is valid for tensors with the same shapes, strides, dtypes, device and alignment, and expects `device` to be the
-        current one.
+        `slots` are the tensors that the launches refer to; the function takes their new
+        `data_ptr()`s in that order. It is valid for tensors with the same shapes, strides, dtypes,
+        device and alignment, and expects `device` to be the current one.
         """
-        bound = [self._bind_one(launch, slots, device) for launch in launches if not _is_empty(launch)]
+        bound = [
+            self._bind_one(launch, slots, device) for launch in launches if not _is_empty(launch)
+        ]
         if len(bound) == 1:
             return bound[0]
 
@@ -191,7 +215,10 @@ class Executor:
             kernel = self._compiled(launch)
         run = kernel.run
         order = launch.kernel.arg_names
-        template: list[Any] = [*launch.args, *(launch.constexprs.get(n) for n in order[len(launch.args) :])]
+        template: list[Any] = [
+            *launch.args,
+            *(launch.constexprs.get(n) for n in order[len(launch.args) :]),
+        ]
         pointers: list[tuple[int, int]] = []
         maps: list[tuple[int, int, TensorMap, dict[int, TensorDescriptor]]] = []
         for position, arg in enumerate(launch.args):
@@ -230,19 +257,26 @@ def _slot(slots: Sequence[torch.Tensor], tensor: torch.Tensor) -> int:
         if candidate is tensor:
             return index
     raise CompileError(
-        "a launcher's launch refers to a tensor that is neither an argument, an output nor workspace. "
+        "a launcher's launch refers to a tensor that is neither an argument, an output nor "
+        "workspace. "
         "Declare it in `workspace`, or pass a view's shape and strides instead of the view."
     )
 
 
-MAX_DESCRIPTORS = 64  # addresses remembered per descriptor argument: a caching allocator cycles through few
+MAX_DESCRIPTORS = (
+    64  # addresses remembered per descriptor argument: a caching allocator cycles through few
+)
 
 
-def _descriptor(tensor_map: TensorMap, address: int, made: dict[int, TensorDescriptor]) -> TensorDescriptor:
+def _descriptor(
+    tensor_map: TensorMap, address: int, made: dict[int, TensorDescriptor]
+) -> TensorDescriptor:
     if len(made) >= MAX_DESCRIPTORS:
         made.clear()
     base = _Address(address, tensor_map.tensor.dtype)
-    made[address] = TensorDescriptor(base, list(tensor_map.shape), list(tensor_map.strides), list(tensor_map.block))
+    made[address] = TensorDescriptor(
+        base, list(tensor_map.shape), list(tensor_map.strides), list(tensor_map.block)
+    )
     return made[address]
 
 

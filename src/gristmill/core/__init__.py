@@ -1,1 +1,2 @@
-"""The nouns that content (specs, kernels) and machinery (compile, measure, cache, selection, tuning) share."""
+"""The nouns that content (specs, kernels) and machinery (compile, measure, cache, selection,
+tuning) share."""

@@ -10,21 +10,25 @@ Value = int | float | bool | str | None
 
 
 class Config(Mapping[str, Value]):
-    """An immutable, hashable mapping from knob to value, ordered by name; derived values ride along unhashed.
+    """An immutable, hashable mapping from knob to value, ordered by name; derived values ride along
+    unhashed.
 
-    Two configs are equal when their knobs are: what a space derives from the knobs, the problem and the target
-    (`derived`) is recomputed, never stored.
+    Two configs are equal when their knobs are: what a space derives from the knobs, the problem and
+    the target (`derived`) is recomputed, never stored.
     """
 
     __slots__ = ("_all", "_hash", "derived", "knobs")
 
-    def __init__(self, knobs: Mapping[str, Value] | None = None, derived: Mapping[str, Value] | None = None) -> None:
+    def __init__(
+        self, knobs: Mapping[str, Value] | None = None, derived: Mapping[str, Value] | None = None
+    ) -> None:
         self.knobs: dict[str, Value] = dict(sorted((knobs or {}).items()))
         self.derived: dict[str, Value] = dict(derived or {})
         self._all = {**self.knobs, **self.derived}
         self._hash = hash(tuple(self.knobs.items()))
 
-    # A value of a config is an int, float, bool, str or None; callers know which from the knob's declaration.
+    # A value of a config is an int, float, bool, str or None; callers know which from the knob's
+    # declaration.
     def __getitem__(self, name: str) -> Any:
         return self._all[name]
 

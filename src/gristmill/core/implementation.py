@@ -58,14 +58,14 @@ class Implementation:
     Attributes:
         op: the contract.
         name: unique within the op (`row`, `aten`, ...).
-        kind: `triton` (has a `launcher`), `vendor` (a plain `call`), or `compiled` (`build` makes the callable and may
-            take seconds).
+        kind: `triton` (has a `launcher`), `vendor` (a plain `call`), or `compiled` (`build` makes
+            the callable and may take seconds).
         doc: when it wins.
         space, prior: what can be tuned, and the values to use untuned.
         supports: `None`, or the reason why this problem cannot be run here.
         workspace: scratch tensors that the launcher gets, uninitialised.
-        preference: of what can run a problem with no plan, the highest is used (cuBLAS before an untuned GEMM; an
-            untuned fused kernel before an unfused vendor call).
+        preference: of what can run a problem with no plan, the highest is used (cuBLAS before an
+            untuned GEMM; an untuned fused kernel before an unfused vendor call).
         source: the file whose content identifies it in the store.
     """
 
@@ -89,7 +89,8 @@ class Implementation:
         given = {"triton": self.launcher, "vendor": self.call, "compiled": self.build}
         if given[self.kind] is None or sum(v is not None for v in given.values()) != 1:
             raise RegistrationError(
-                f"{self.id}: kind {self.kind!r} needs exactly one of launcher (triton), call (vendor), build (compiled)."
+                f"{self.id}: kind {self.kind!r} needs exactly one of launcher (triton), call "
+                f"(vendor), build (compiled)."
             )
 
     @property
@@ -98,11 +99,19 @@ class Implementation:
 
     @cached_property
     def source_hash(self) -> str:
-        """Identity in the store: the schema, the source file, and the device functions that it imports."""
+        """Identity in the store: the schema, the source file, and the device functions that it
+        imports."""
         digest = hashlib.sha256(self.op.schema.encode())
         digest.update(self.source.read_bytes())
         module = sys.modules.get(self.module)
-        names = {getattr(v, "__module__", None) or getattr(v, "__name__", "") for v in vars(module).values()} if module else ()
+        names = (
+            {
+                getattr(v, "__module__", None) or getattr(v, "__name__", "")
+                for v in vars(module).values()
+            }
+            if module
+            else ()
+        )
         for name in sorted(n for n in names if isinstance(n, str) and ".kernels.device" in n):
             file = getattr(sys.modules.get(name), "__file__", None)
             if file:
@@ -115,9 +124,13 @@ class Implementation:
             return "Triton kernels need a GPU"
         return self.supports(problem, target)
 
-    def config(self, values: Mapping[str, Value] | None, problem: Problem, target: Target) -> Config:
+    def config(
+        self, values: Mapping[str, Value] | None, problem: Problem, target: Target
+    ) -> Config:
         """A checked config: these knob values, or the prior for `None`."""
-        return self.space.config(self.prior(problem, target) if values is None else values, problem, target)
+        return self.space.config(
+            self.prior(problem, target) if values is None else values, problem, target
+        )
 
     def allocate(self, values: tuple[Any, ...], config: Config) -> tuple[Tensors, Tensors]:
         """Uninitialised outputs and workspace of a call, on its arguments' device."""
@@ -137,7 +150,8 @@ class Implementation:
 
         Raises:
             InvalidInputError: the arguments break the op's contract.
-            UnsupportedProblemError: this implementation cannot run the problem here; the message says why.
+            UnsupportedProblemError: this implementation cannot run the problem here; the message
+                says why.
             InvalidConfigError: `config` has an unknown key, a bad value or breaks a constraint.
         """
         values = self.op.bind(args, kwargs)

@@ -11,9 +11,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class TensorMap:
-    """A host-made TMA descriptor of a tensor: `block`-shaped tiles of the `shape`/`strides` view of its memory.
+    """A host-made TMA descriptor of a tensor: `block`-shaped tiles of the `shape`/`strides` view of
+    its memory.
 
-    The innermost stride is 1, the others and the base address are multiples of 16 bytes; loads outside `shape` give 0.
+    The innermost stride is 1, the others and the base address are multiples of 16 bytes; loads
+    outside `shape` give 0.
     """
 
     tensor: torch.Tensor
@@ -29,8 +31,9 @@ class Launch:
     Attributes:
         kernel: a `@triton.jit` function.
         grid: up to three program counts; large dimensions first (y and z end at 65,535).
-        args: run-time arguments in the kernel's order: op arguments, outputs or workspace (tensors, `TensorMap`s),
-            ints, floats, or `None` for an absent tensor. Never a tensor made by the launcher.
+        args: run-time arguments in the kernel's order: op arguments, outputs or workspace (tensors,
+            `TensorMap`s), ints, floats, or `None` for an absent tensor. Never a tensor made by the
+            launcher.
         constexprs: compile-time arguments by name.
         options: compiler options (`num_warps`, `num_stages`, ...).
     """
@@ -44,5 +47,7 @@ class Launch:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Every tensor that the launch refers to."""
         return tuple(
-            a.tensor if isinstance(a, TensorMap) else a for a in self.args if isinstance(a, (torch.Tensor, TensorMap))
+            a.tensor if isinstance(a, TensorMap) else a
+            for a in self.args
+            if isinstance(a, (torch.Tensor, TensorMap))
         )

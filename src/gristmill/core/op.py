@@ -20,8 +20,9 @@ class Bounds:
 
         |out - ref| <= rtol * |ref| + gamma * magnitude + atol
 
-    `rtol` is the rounding of the result to its dtype, `gamma` the accumulated rounding in units of the op's
-    `magnitude` (what the sum would be with no cancellation), `atol` the dtype's underflow; `reason` says why so much.
+    `rtol` is the rounding of the result to its dtype, `gamma` the accumulated rounding in units of
+    the op's `magnitude` (what the sum would be with no cancellation), `atol` the dtype's underflow;
+    `reason` says why so much.
     """
 
     rtol: float
@@ -40,7 +41,8 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the op must do at least: floating-point operations, and bytes with every input read and output written once."""
+    """What the op must do at least: floating-point operations, and bytes with every input read and
+    output written once."""
 
     flops: int
     size_bytes: int
@@ -52,8 +54,8 @@ class Op:
 
     Attributes:
         schema: torch schema string: the one source of names, order, defaults and mutation.
-        check: raises `InvalidInputError` where the arguments (schema order) break the contract. Types, devices and
-            dtypes in `dtypes` are checked before it.
+        check: raises `InvalidInputError` where the arguments (schema order) break the contract.
+            Types, devices and dtypes in `dtypes` are checked before it.
         reference: plain torch, differentiable, dtype-generic (in float64: the truth).
         magnitude: the reference without cancellation (see `Bounds`), on float64 arguments.
         inputs: `(problem, generator, variant) -> arguments`: real values on the generator's device.
@@ -65,8 +67,8 @@ class Op:
         workloads: named problems.
         dtypes: dtypes that tensor arguments may have.
         matrix: whether the flops run on matrix units (for the roofline).
-        sized: `(sizes by axis name, dtype name) -> problem`: the plain problem of these sizes, from which the
-            conformance suite makes its adversarial ones.
+        sized: `(sizes by axis name, dtype name) -> problem`: the plain problem of these sizes, from
+            which the conformance suite makes its adversarial ones.
     """
 
     schema: str
@@ -91,7 +93,9 @@ class Op:
         try:
             return torch._C.parse_schema(f"gristmill::{self.schema}")
         except RuntimeError as error:
-            raise RegistrationError(f"the schema {self.schema!r} does not parse: {error}") from error
+            raise RegistrationError(
+                f"the schema {self.schema!r} does not parse: {error}"
+            ) from error
 
     @cached_property
     def name(self) -> str:
@@ -128,7 +132,9 @@ class Op:
         except TypeError as error:
             unknown = [k for k in kwargs or {} if k not in self.names]
             hint = did_you_mean(unknown[0], self.names) if unknown else ""
-            raise InvalidInputError(f"`{self.name}`: {error}. Its signature is {self.schema}.{hint}") from None
+            raise InvalidInputError(
+                f"`{self.name}`: {error}. Its signature is {self.schema}.{hint}"
+            ) from None
         bound.apply_defaults()
         values = tuple(bound.arguments.values())
         self.validate(values)
@@ -145,17 +151,20 @@ class Op:
             if value.dtype not in self.dtypes:
                 allowed = ", ".join(str(d) for d in self.dtypes)
                 raise InvalidInputError(
-                    f"`{name}` has dtype {value.dtype}; `{self.name}` takes {allowed}. Convert it with `{name}.to(...)`."
+                    f"`{name}` has dtype {value.dtype}; `{self.name}` takes {allowed}. Convert "
+                    f"it with `{name}.to(...)`."
                 )
             if value.layout is not torch.strided:
                 raise InvalidInputError(
-                    f"`{name}` has layout {value.layout}; `{self.name}` takes strided tensors. Call `{name}.to_dense()`."
+                    f"`{name}` has layout {value.layout}; `{self.name}` takes strided tensors. "
+                    f"Call `{name}.to_dense()`."
                 )
             if first is None:
                 first = (name, value)
             elif value.device != first[1].device:
                 raise InvalidInputError(
-                    f"`{name}` is on {value.device} and `{first[0]}` on {first[1].device}; `{self.name}` needs one device. "
+                    f"`{name}` is on {value.device} and `{first[0]}` on {first[1].device}; "
+                    f"`{self.name}` needs one device. "
                     f"Call `{name}.to({str(first[1].device)!r})`."
                 )
         self.check(*values)
@@ -176,7 +185,8 @@ class Op:
                 return workload
         known = [w.name for w in self.workloads]
         raise InvalidInputError(
-            f"`workload` is {name!r}; `{self.name}` has {', '.join(known)}. Choose one.{did_you_mean(name, known)}"
+            f"`workload` is {name!r}; `{self.name}` has {', '.join(known)}. Choose "
+            f"one.{did_you_mean(name, known)}"
         )
 
 
@@ -185,11 +195,18 @@ def _check_type(op: str, name: str, declared: str, value: Any) -> None:
         if value is None:
             return
         declared = declared.removeprefix("Optional[").removesuffix("]")
-    expected = {"Tensor": torch.Tensor, "float": (int, float), "int": int, "bool": bool, "str": str}.get(declared)
+    expected = {
+        "Tensor": torch.Tensor,
+        "float": (int, float),
+        "int": int,
+        "bool": bool,
+        "str": str,
+    }.get(declared)
     wrong_bool = isinstance(value, bool) and declared in ("int", "float")
     if expected is not None and (not isinstance(value, expected) or wrong_bool):
         raise InvalidInputError(
-            f"`{name}` is {type(value).__name__}; `{op}` needs {'a tensor' if declared == 'Tensor' else declared}. "
+            f"`{name}` is {type(value).__name__}; `{op}` needs "
+            f"{'a tensor' if declared == 'Tensor' else declared}. "
             f"Pass {'a torch.Tensor' if declared == 'Tensor' else f'a Python {declared}'}."
         )
 

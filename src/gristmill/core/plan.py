@@ -9,7 +9,9 @@ from typing import Any, Literal
 from gristmill.core.config import Config
 
 Objective = Literal["eager", "graph"]
-Status = Literal["ok", "wrong", "compile_error", "launch_error", "timeout", "crash", "slow", "unsupported"]
+Status = Literal[
+    "ok", "wrong", "compile_error", "launch_error", "timeout", "crash", "slow", "unsupported"
+]
 Origin = Literal["tuned", "neighbour", "prior", "vendor"]
 
 
@@ -21,7 +23,9 @@ class Candidate:
     config: Config = field(default_factory=Config)
 
     def __str__(self) -> str:
-        return self.implementation if not self.config.knobs else f"{self.implementation} {self.config}"
+        return (
+            self.implementation if not self.config.knobs else f"{self.implementation} {self.config}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +33,14 @@ class Outcome:
     """What measuring one candidate gave: times and error, or a class of failure with its reason.
 
     Attributes:
-        status: `ok`; `wrong` (outside the bounds); `compile_error`; `launch_error` (raised); `timeout` (killed);
-            `crash` (took its process down); `slow` (abandoned early in the race, times are of few repeats);
-            `unsupported`.
+        status: `ok`; `wrong` (outside the bounds); `compile_error`; `launch_error` (raised);
+            `timeout` (killed); `crash` (took its process down); `slow` (abandoned early in the
+            race, times are of few repeats); `unsupported`.
         reason: why, where the status is not `ok`.
         device_us: device time of one call, L2 flushed by reading, median.
         host_us: host time to issue one call, median.
-        graph_us: device time of one call inside a replayed CUDA graph, L2 flushed by reading, median.
+        graph_us: device time of one call inside a replayed CUDA graph, L2 flushed by reading,
+            median.
         error: the worst error as a share of the bound (at most 1 passes).
         repeats: timed repeats behind `device_us`.
         registers, spills, shared_bytes: of the largest kernel, where known.
@@ -76,7 +81,8 @@ class Outcome:
 class Measurement:
     """One candidate's outcome on one problem and target, with its identity and provenance.
 
-    `source_hash` identifies the implementation's source; `provenance` (versions, driver, date) explains the figure.
+    `source_hash` identifies the implementation's source; `provenance` (versions, driver, date)
+    explains the figure.
     """
 
     op: str
@@ -95,9 +101,10 @@ class Plan:
     """The chosen candidate for a (bucket, target, objective), with its evidence.
 
     Attributes:
-        origin: `tuned` (measured for this bucket), `neighbour` (measured for the nearest bucket), `prior`, `vendor`.
-        fallback: the best candidate that needs no compiler at run time: what a direct call uses until a `compiled`
-            choice is built.
+        origin: `tuned` (measured for this bucket), `neighbour` (measured for the nearest bucket),
+            `prior`, `vendor`.
+        fallback: the best candidate that needs no compiler at run time: what a direct call uses
+            until a `compiled` choice is built.
         evidence: the outcome behind the choice, for a measured origin.
         reason: one sentence: why this one.
         revalidate: the versions have changed since the measurement.

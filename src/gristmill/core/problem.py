@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ ALIGNMENT_BYTES = 16  # what Triton specialises on, and what TMA and 16-byte acc
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor without its values: shape, strides (in elements), dtype name, and whether it starts on 16 bytes."""
+    """A tensor without its values: shape, strides (in elements), dtype name, and whether it starts
+    on 16 bytes."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -51,7 +52,8 @@ class TensorSpec:
 
     @property
     def extent(self) -> int:
-        """Elements between the first and the last that the strides reach, plus one (0 for an empty tensor)."""
+        """Elements between the first and the last that the strides reach, plus one (0 for an empty
+        tensor)."""
         if self.numel == 0:
             return 0
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
@@ -60,30 +62,40 @@ class TensorSpec:
     def is_contiguous(self) -> bool:
         return all(
             n == 1 or s == c
-            for n, s, c in zip(self.shape, self.strides, contiguous_strides(self.shape), strict=True)
+            for n, s, c in zip(
+                self.shape, self.strides, contiguous_strides(self.shape), strict=True
+            )
         )
 
     @property
     def tma_dim(self) -> int | None:
-        """The unit-stride dimension if every other stride and the base are multiples of 16 bytes, else None."""
+        """The unit-stride dimension if every other stride and the base are multiples of 16 bytes,
+        else None."""
         if not self.aligned or self.numel == 0:
             return None
         for dim in reversed(range(len(self.shape))):
             rest = [s for d, s in enumerate(self.strides) if d != dim]
-            if self.strides[dim] == 1 and all(s > 0 and s * self.itemsize % ALIGNMENT_BYTES == 0 for s in rest):
+            if self.strides[dim] == 1 and all(
+                s > 0 and s * self.itemsize % ALIGNMENT_BYTES == 0 for s in rest
+            ):
                 return dim
         return None
 
     def empty(self, device: torch.device | str) -> torch.Tensor:
-        """An uninitialised tensor of this spec; a spec that is not aligned starts one element off 16 bytes."""
+        """An uninitialised tensor of this spec; a spec that is not aligned starts one element off
+        16 bytes."""
         offset = 0 if self.aligned else 1
         storage = torch.empty(self.extent + offset, dtype=self.torch_dtype, device=device)
         return storage.as_strided(self.shape, self.strides, offset)
 
     def fill(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` (of this shape) copied into a tensor of this spec; of a broadcast dimension, its first entry."""
+        """`values` (of this shape) copied into a tensor of this spec; of a broadcast dimension, its
+        first entry."""
         out = self.empty(values.device)
-        broadcast = [slice(0, 1) if s == 0 and n > 1 else slice(None) for n, s in zip(self.shape, self.strides, strict=True)]
+        broadcast = [
+            slice(0, 1) if s == 0 and n > 1 else slice(None)
+            for n, s in zip(self.shape, self.strides, strict=True)
+        ]
         out[tuple(broadcast)].copy_(values[tuple(broadcast)])
         return out
 
@@ -128,14 +140,20 @@ class Problem:
         return {name: value for name, value in self.args if isinstance(value, TensorSpec)}
 
     def meta(self) -> tuple[Any, ...]:
-        """The arguments as meta tensors and scalars (a spec that is not aligned keeps a storage offset of one)."""
+        """The arguments as meta tensors and scalars (a spec that is not aligned keeps a storage
+        offset of one)."""
         return tuple(v.empty("meta") if isinstance(v, TensorSpec) else v for _, v in self.args)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "op": self.op,
             "args": {
-                name: {"shape": v.shape, "strides": v.strides, "dtype": v.dtype, "aligned": v.aligned}
+                name: {
+                    "shape": v.shape,
+                    "strides": v.strides,
+                    "dtype": v.dtype,
+                    "aligned": v.aligned,
+                }
                 if isinstance(v, TensorSpec)
                 else v
                 for name, v in self.args
@@ -146,7 +164,9 @@ class Problem:
     def from_json(cls, data: Mapping[str, Any]) -> Problem:
         def arg(value: Any) -> Arg:
             if isinstance(value, Mapping):
-                return TensorSpec(tuple(value["shape"]), tuple(value["strides"]), value["dtype"], value["aligned"])
+                return TensorSpec(
+                    tuple(value["shape"]), tuple(value["strides"]), value["dtype"], value["aligned"]
+                )
             return value
 
         return cls(data["op"], tuple((name, arg(v)) for name, v in data["args"].items()))
@@ -155,14 +175,17 @@ class Problem:
         def text(value: Arg) -> str:
             if not isinstance(value, TensorSpec):
                 return str(value)
-            return f"{value.dtype}[{'x'.join(map(str, value.shape))}]{layout_class(value).replace('r', '', 1)}"
+            layout = layout_class(value).replace("r", "", 1)  # the usual one goes without saying
+            return f"{value.dtype}[{'x'.join(map(str, value.shape))}]{layout}"
 
-        return f"{self.op}({', '.join(f'{name}={text(v)}' for name, v in self.args if v is not None)})"
+        shown = ", ".join(f"{name}={text(value)}" for name, value in self.args if value is not None)
+        return f"{self.op}({shown})"
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A named size of a problem. A plan holds for one `exact` size, or for a bucket of sizes up to `edge`."""
+    """A named size of a problem. A plan holds for one `exact` size, or for a bucket of sizes up to
+    `edge`."""
 
     name: str
     size: int
@@ -174,7 +197,8 @@ class Axis:
 
 
 def bucket_edge(size: int) -> int:
-    """The upper edge of a bucketed size: powers of two, and from 16 on the halves between them (16, 24, 32, 48, ...)."""
+    """The upper edge of a bucketed size: powers of two, and from 16 on the halves between them (16,
+    24, 32, 48, ...)."""
     if size <= 16:
         return 1 << max(size - 1, 0).bit_length() if size > 0 else 0
     power = 1 << (size - 1).bit_length()
@@ -182,22 +206,25 @@ def bucket_edge(size: int) -> int:
 
 
 def layout_class(spec: TensorSpec) -> str:
-    """How a tensor lies in memory, as far as kernels care: `r`/`c`/`s` for a unit stride in the last dimension, in the
-    one before, or in neither; `+` when it is not dense; `!` when its base or a stride is off 16 bytes."""
+    """How a tensor lies in memory, as far as kernels care: `r`/`c`/`s` for a unit stride in the
+    last dimension, in the one before, or in neither; `+` when it is not dense; `!` when its base or
+    a stride is off 16 bytes."""
     strides, shape = spec.strides, spec.shape
     unit = "r" if not strides or strides[-1] == 1 or shape[-1] == 1 else "s"
     if unit == "s" and len(strides) > 1 and strides[-2] == 1:
         unit = "c"
     dense = spec.is_contiguous or (unit == "c" and len(shape) == 2 and strides[1] == shape[0])
     aligned = spec.aligned and all(
-        s == 1 or n == 1 or s * spec.itemsize % ALIGNMENT_BYTES == 0 for n, s in zip(shape, strides, strict=True)
+        s == 1 or n == 1 or s * spec.itemsize % ALIGNMENT_BYTES == 0
+        for n, s in zip(shape, strides, strict=True)
     )
     return unit + ("" if dense else "+") + ("" if aligned else "!")
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The part of a problem that a plan is kept for: exact and bucketed sizes, dtypes, layouts, code-changing scalars."""
+    """The part of a problem that a plan is kept for: exact and bucketed sizes, dtypes, layouts,
+    code-changing scalars."""
 
     op: str
     axes: tuple[tuple[str, int], ...]
@@ -209,7 +236,9 @@ class Bucket:
         for name, value in problem.args:
             if isinstance(value, TensorSpec):
                 parts.append(f"{name}:{value.dtype}:{layout_class(value)}")
-            elif not isinstance(value, float):  # a float is run-time data; anything else may change the code
+            elif not isinstance(
+                value, float
+            ):  # a float is run-time data; anything else may change the code
                 parts.append(f"{name}:{value}")
         return cls(problem.op, tuple((a.name, a.edge) for a in axes), ",".join(parts))
 
@@ -218,6 +247,9 @@ class Bucket:
         return f"{','.join(f'{n}={s}' for n, s in self.axes)}|{self.rest}"
 
     def family(self, axes: Sequence[Axis]) -> str:
-        """The key without the bucketed sizes: buckets of one family are neighbours of each other."""
+        """The key without the bucketed sizes: buckets of one family are neighbours of each
+        other."""
         exact = {a.name for a in axes if a.exact}
-        return f"{','.join(f'{n}={s}' if n in exact else f'{n}=*' for n, s in self.axes)}|{self.rest}"
+        return (
+            f"{','.join(f'{n}={s}' if n in exact else f'{n}=*' for n, s in self.axes)}|{self.rest}"
+        )

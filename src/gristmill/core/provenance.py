@@ -12,7 +12,11 @@ import torch
 @functools.lru_cache(maxsize=1)
 def provenance() -> str:
     """The versions that a measured time depends on, as canonical JSON (starts no device)."""
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip or "", "driver": _driver()}
+    versions = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip or "",
+        "driver": _driver(),
+    }
     try:
         versions["triton"] = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:

@@ -35,10 +35,12 @@ def declare(op: Op) -> Op:
 
 
 def register(op: Op, name: str, function: Callable[..., Any], **fields: Any) -> Implementation:
-    """Register an implementation of `op` from the module that defines `function`; returns the callable implementation.
+    """Register an implementation of `op` from the module that defines `function`; returns the
+    callable implementation.
 
-    `function` is the launcher of a Triton implementation, or with `kind="vendor"` the call itself, or with
-    `kind="compiled"` what builds the call for a problem. Other keywords are fields of `Implementation`.
+    `function` is the launcher of a Triton implementation, or with `kind="vendor"` the call itself,
+    or with `kind="compiled"` what builds the call for a problem. Other keywords are fields of
+    `Implementation`.
     """
     kind: Kind = fields.pop("kind", "triton")
     role = {"triton": "launcher", "vendor": "call", "compiled": "build"}[kind]
@@ -47,12 +49,21 @@ def register(op: Op, name: str, function: Callable[..., Any], **fields: Any) -> 
     assert file is not None
     fields.setdefault("doc", (inspect.getdoc(sys.modules[module]) or "").strip())
     implementation = Implementation(
-        op=op, name=name, kind=kind, source=Path(file), module=module, executor=executor, **{role: function}, **fields
+        op=op,
+        name=name,
+        kind=kind,
+        source=Path(file),
+        module=module,
+        executor=executor,
+        **{role: function},
+        **fields,
     )
     with _lock:
         known = _implementations.setdefault(op.name, {})
         if name in known:
-            raise RegistrationError(f"{implementation.id} is registered twice ({known[name].source} and {file}).")
+            raise RegistrationError(
+                f"{implementation.id} is registered twice ({known[name].source} and {file})."
+            )
         known[name] = implementation
     return implementation
 
@@ -75,12 +86,18 @@ def load(name: str) -> Op:
     if name in _loaded:
         return _ops[name]
     with _lock:
-        if name not in _ops and name.isidentifier() and importlib.util.find_spec(f"gristmill.specs.{name}"):
+        if (
+            name not in _ops
+            and name.isidentifier()
+            and importlib.util.find_spec(f"gristmill.specs.{name}")
+        ):
             import_module(f"gristmill.specs.{name}")
         _load_entry_points()
         if name not in _ops:
             known = op_names()
-            raise UnknownOpError(f"`op` is {name!r}; known ops are {', '.join(known)}.{did_you_mean(name, known)}")
+            raise UnknownOpError(
+                f"`op` is {name!r}; known ops are {', '.join(known)}.{did_you_mean(name, known)}"
+            )
         if importlib.util.find_spec(f"gristmill.kernels.{name}"):
             package = import_module(f"gristmill.kernels.{name}")
             for module in pkgutil.iter_modules(package.__path__):
@@ -101,7 +118,8 @@ def implementation(op: str, name: str) -> Implementation:
     known = _implementations.get(op, {})
     if name not in known:
         raise UnknownOpError(
-            f"`implementation` is {name!r}; `{op}` has {', '.join(sorted(known))}.{did_you_mean(name, known)}"
+            f"`implementation` is {name!r}; `{op}` has "
+            f"{', '.join(sorted(known))}.{did_you_mean(name, known)}"
         )
     return known[name]
 

@@ -9,9 +9,9 @@
         derive("NUM_SMS", lambda c, p, t: t.num_sms),
     )
 
-Every rule sees the config so far, the problem and the target. A knob whose `when` does not hold is absent from the
-config, so that two points that differ only there are one. A point that breaks a `require` is rejected with its reason:
-a value, not an exception, so that `explain` can show it.
+Every rule sees the config so far, the problem and the target. A knob whose `when` does not hold is
+absent from the config, so that two points that differ only there are one. A point that breaks a
+`require` is rejected with its reason: a value, not an exception, so that `explain` can show it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def choice(name: str, *values: Value) -> Knob:
 def pow2(name: str, low: int, high: int) -> Knob:
     """A knob over the powers of two from `low` to `high`, both included."""
     if low < 1 or low & (low - 1) or high & (high - 1) or high < low:
-        raise RegistrationError(f"pow2({name!r}, {low}, {high}): both ends must be powers of two, low end first.")
+        raise RegistrationError(
+            f"pow2({name!r}, {low}, {high}): both ends must be powers of two, low end first."
+        )
     return Knob(name, tuple(1 << i for i in range(low.bit_length() - 1, high.bit_length())))
 
 
@@ -81,7 +83,8 @@ def flag(name: str) -> Knob:
 
 
 def when(active: Rule, knob: Knob) -> Knob:
-    """`knob`, searched only where `active` holds of the knobs declared before it; absent elsewhere."""
+    """`knob`, searched only where `active` holds of the knobs declared before it; absent
+    elsewhere."""
     return replace(knob, active=active)
 
 
@@ -104,7 +107,9 @@ class Space:
         self.derived = tuple(r for r in rules if isinstance(r, Derived))
         names = [r.name for r in rules if not isinstance(r, Requirement)]
         if len(names) != len(set(names)):
-            raise RegistrationError(f"a space declares a name twice: {sorted(n for n in names if names.count(n) > 1)}.")
+            raise RegistrationError(
+                f"a space declares a name twice: {sorted(n for n in names if names.count(n) > 1)}."
+            )
 
     @property
     def size(self) -> int:
@@ -120,7 +125,8 @@ class Space:
         return self._judge({k.name: values[k.name] for k in self.knobs}, problem, target)
 
     def points(self, problem: Problem, target: Target) -> Iterator[Config | Rejection]:
-        """Every distinct canonical point, lazily: a `Config` where it is valid, a `Rejection` where it is not."""
+        """Every distinct canonical point, lazily: a `Config` where it is valid, a `Rejection` where
+        it is not."""
         seen: set[Config] = set()
         for index in range(self.size):
             point = self.at(index, problem, target)
@@ -141,20 +147,23 @@ class Space:
         """The config with these knob values, derived values included.
 
         Raises:
-            InvalidConfigError: an unknown key, a missing key, a value outside its knob, or a broken constraint.
+            InvalidConfigError: an unknown key, a missing key, a value outside its knob, or a broken
+                constraint.
         """
         given = values.knobs if isinstance(values, Config) else dict(values)
         known = [k.name for k in self.knobs]
         for name in given:
             if name not in known:
                 raise InvalidConfigError(
-                    f"`config` has the key {name!r}; this implementation's keys are {known}. Remove or rename it."
+                    f"`config` has the key {name!r}; this implementation's keys are {known}. "
+                    f"Remove or rename it."
                     f"{did_you_mean(str(name), known)}"
                 )
         judged = self._judge(given, problem, target, strict=True)
         if isinstance(judged, Rejection):
             raise InvalidConfigError(
-                f"`config` is {judged.point}, which is not valid for {problem} on {target.name}: {judged.reason}. "
+                f"`config` is {judged.point}, which is not valid for {problem} on {target.name}: "
+                f"{judged.reason}. "
                 "Change a value, or pass config=None for the default."
             )
         return judged
@@ -168,12 +177,14 @@ class Space:
                 continue
             if strict and knob.name not in values:
                 raise InvalidConfigError(
-                    f"`config` lacks the key {knob.name!r}; it can be one of {list(knob.values)}. Add it."
+                    f"`config` lacks the key {knob.name!r}; it can be one of "
+                    f"{list(knob.values)}. Add it."
                 )
             value = values[knob.name]
             if strict and not any(value == v and type(value) is type(v) for v in knob.values):
                 raise InvalidConfigError(
-                    f"`config` sets {knob.name!r} to {value!r}; it can be one of {list(knob.values)}. Choose one."
+                    f"`config` sets {knob.name!r} to {value!r}; it can be one of "
+                    f"{list(knob.values)}. Choose one."
                 )
             chosen[knob.name] = value
         derived: dict[str, Value] = {}

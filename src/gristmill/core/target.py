@@ -14,7 +14,8 @@ from gristmill.errors import InvalidInputError, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The silicon: vendor (`cuda`, `hip`, `cpu`), architecture (`sm_90`, `gfx942`), and the sizes that configs depend on."""
+    """The silicon: vendor (`cuda`, `hip`, `cpu`), architecture (`sm_90`, `gfx942`), and the sizes
+    that configs depend on."""
 
     vendor: str
     arch: str
@@ -49,17 +50,21 @@ _NAMED = {
     "sm_80": Target("cuda", "sm_80", "NVIDIA A100", 108, 166_912, 40 << 20, 80 << 30),
     "sm_90": Target("cuda", "sm_90", "NVIDIA H200", 132, 232_448, 60 << 20, 141 << 30),
     "sm_100": Target("cuda", "sm_100", "NVIDIA B200", 148, 232_448, 126 << 20, 180 << 30),
-    "gfx942": Target("hip", "gfx942", "AMD MI300X", 304, 65_536, 256 << 20, 192 << 30, warp_size=64),
+    "gfx942": Target(
+        "hip", "gfx942", "AMD MI300X", 304, 65_536, 256 << 20, 192 << 30, warp_size=64
+    ),
 }
 
 
 def named_target(arch: str) -> Target:
-    """The target of a known architecture, without the device (`sm_80`, `sm_90`, `sm_100`, `gfx942`)."""
+    """The target of a known architecture, without the device (`sm_80`, `sm_90`, `sm_100`,
+    `gfx942`)."""
     try:
         return _NAMED[arch]
     except KeyError:
         raise InvalidInputError(
-            f"`target` is {arch!r}; known architectures are {', '.join(_NAMED)}.{did_you_mean(arch, _NAMED)}"
+            f"`target` is {arch!r}; known architectures are "
+            f"{', '.join(_NAMED)}.{did_you_mean(arch, _NAMED)}"
         ) from None
 
 
@@ -69,7 +74,9 @@ def device_target(device: torch.device) -> Target:
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         hip = torch.version.hip is not None
-        shared = getattr(p, "shared_memory_per_block_optin", 0) or getattr(p, "shared_memory_per_block", 0)
+        shared = getattr(p, "shared_memory_per_block_optin", 0) or getattr(
+            p, "shared_memory_per_block", 0
+        )
         return Target(
             vendor="hip" if hip else "cuda",
             arch=p.gcnArchName.split(":")[0] if hip else f"sm_{p.major}{p.minor}",
@@ -83,7 +90,8 @@ def device_target(device: torch.device) -> Target:
     if device.type == "cpu":
         return Target("cpu", platform.machine(), _cpu_name(), torch.get_num_threads())
     raise InvalidInputError(
-        f"a tensor is on {str(device)!r}; gristmill runs on 'cuda' and 'cpu' devices. Move the tensors to one of them."
+        f"a tensor is on {str(device)!r}; gristmill runs on 'cuda' and 'cpu' devices. Move the "
+        f"tensors to one of them."
     )
 
 

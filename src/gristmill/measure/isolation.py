@@ -1,9 +1,9 @@
-"""A child process that answers JSON requests: timed out, killed and started again, so that a kernel that traps or hangs
-takes nobody down with it.
+"""A child process that answers JSON requests: timed out, killed and started again, so that a kernel
+that traps or hangs takes nobody down with it.
 
-The child is a fresh interpreter running one of our modules (never a fork: CUDA does not survive one; never
-`multiprocessing`: it would import the user's `__main__` again), in a session of its own so that Ctrl-C reaches only the
-parent. What crosses is one JSON object a line over a socket.
+The child is a fresh interpreter running one of our modules (never a fork: CUDA does not survive
+one; never `multiprocessing`: it would import the user's `__main__` again), in a session of its own
+so that Ctrl-C reaches only the parent. What crosses is one JSON object a line over a socket.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Child:
         self.started = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: Lines | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115: lives as long as the child
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
 
     @property
     def alive(self) -> bool:
@@ -93,7 +93,9 @@ class Child:
         ours, theirs = socket.socketpair()
         self._log.seek(0)
         self._log.truncate()
-        environment = child_environment(PYTHONPATH=os.pathsep.join(_our_paths()), **self.environment)
+        environment = child_environment(
+            PYTHONPATH=os.pathsep.join(_our_paths()), **self.environment
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
@@ -189,8 +191,8 @@ class Child:
 
 
 def _our_paths() -> list[str]:
-    """Where a child must look beside its interpreter's own folders: what the parent imports from (a source tree, the
-    folder of the user's script with its plug-ins)."""
+    """Where a child must look beside its interpreter's own folders: what the parent imports from (a
+    source tree, the folder of the user's script with its plug-ins)."""
     own = tuple(os.path.realpath(p) for p in (sys.prefix, sys.base_prefix))
     found = [str(Path(__file__).resolve().parents[2])]
     for entry in sys.path:

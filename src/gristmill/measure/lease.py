@@ -12,10 +12,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def device_lease(folder: Path, device: str, timeout_s: float) -> Iterator[bool]:
-    """Hold the device named `device` among processes that share `folder`; yields whether it was got in time.
+    """Hold the device named `device` among processes that share `folder`; yields whether it was got
+    in time.
 
-    A lock of the kernel's: it goes with its holder, however that ends. Where the folder cannot be written there is
-    nothing to share, and the lease is granted.
+    A lock of the kernel's: it goes with its holder, however that ends. Where the folder cannot be
+    written there is nothing to share, and the lease is granted.
     """
     name = re.sub(r"\W+", "-", device)
     try:

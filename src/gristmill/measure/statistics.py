@@ -1,4 +1,5 @@
-"""Paired comparison of samples: medians, bootstrap intervals of their ratio, and what counts as a tie."""
+"""Paired comparison of samples: medians, bootstrap intervals of their ratio, and what counts as a
+tie."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 1_000
-SAME_US = 0.3  # two times this close are the same: the resolution of CUDA events and of what a caller notices
+# two times this close are the same: the resolution of CUDA events and of what a caller notices
+SAME_US = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ def median(samples: Sequence[float]) -> float:
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Ratio:
-    """The ratio of medians of paired samples; pairs are resampled together, so a drift common to both cancels."""
+    """The ratio of medians of paired samples; pairs are resampled together, so a drift common to
+    both cancels."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     count = min(len(x), len(y))
     x, y = x[:count], y[:count]
@@ -36,7 +39,8 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Ratio
 
 
 def tied(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether `a` and `b` cannot be told apart: the interval of their ratio holds 1, or they are within 0.3 us."""
+    """Whether `a` and `b` cannot be told apart: the interval of their ratio holds 1, or they are
+    within 0.3 us."""
     if abs(median(a) - median(b)) <= SAME_US:
         return True
     ratio = paired_ratio(a, b)
@@ -44,7 +48,8 @@ def tied(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def never_slower(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether `ours` is "never slower" than `theirs`: the 95% interval of theirs / ours reaches 0.98, or within 0.3 us."""
+    """Whether `ours` is "never slower" than `theirs`: the 95% interval of theirs / ours reaches
+    0.98, or within 0.3 us."""
     if median(ours) - median(theirs) <= SAME_US:
         return True
     return paired_ratio(theirs, ours).high >= 0.98

@@ -1,8 +1,8 @@
 """Timers: device, host and graph-replay time of calls, interleaved, with L2 flushed by reading.
 
-Flushing by reading matters: a flush that writes leaves dirty lines whose write-back lands in the timed kernel (11 us for
-a 235 MB GEMV on an H200). Launches of what is compared alternate one by one, because large GEMMs are power-limited and
-drift by 4% between runs.
+Flushing by reading matters: a flush that writes leaves dirty lines whose write-back lands in the
+timed kernel (11 us for a 235 MB GEMV on an H200). Launches of what is compared alternate one by
+one, because large GEMMs are power-limited and drift by 4% between runs.
 """
 
 from __future__ import annotations
@@ -17,24 +17,31 @@ import torch
 
 Call = Callable[[], Any]
 
-HOST_BATCH = 200  # calls between two synchronisations when host time is measured (the driver's queue holds about 1,000)
+# calls between two synchronisations when host time is measured (the driver's queue holds about
+# 1,000)
+HOST_BATCH = 200
 ROUNDS_PER_SYNC = 32
 
 
 class Timer(Protocol):
     """Measures calls on one device; every figure is in microseconds."""
 
-    def device_us(self, calls: Sequence[Call], repeats: int, host_us: float = 50.0) -> list[list[float]]:
-        """Samples of each call's device time, calls alternating, caches flushed before each; `host_us` is how long the
-        slowest of the calls keeps the host (the flush is stretched so that the host stays ahead of the device)."""
+    def device_us(
+        self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
+    ) -> list[list[float]]:
+        """Samples of each call's device time, calls alternating, caches flushed before each;
+        `host_us` is how long the slowest of the calls keeps the host (the flush is stretched so
+        that the host stays ahead of the device)."""
         ...
 
     def host_us(self, call: Call, device_us: float) -> float:
-        """The host time to issue one call of about `device_us` device time: the median of batches."""
+        """The host time to issue one call of about `device_us` device time: the median of
+        batches."""
         ...
 
     def graph_us(self, calls: Sequence[Call], repeats: int) -> list[list[float] | None]:
-        """Samples of each call's time inside a replayed graph, as `device_us`; `None` where a call cannot be captured."""
+        """Samples of each call's time inside a replayed graph, as `device_us`; `None` where a call
+        cannot be captured."""
         ...
 
     def synchronize(self) -> None:
@@ -62,7 +69,9 @@ def no_garbage_collection():
 class CpuTimer:
     """Wall-clock time: on a CPU the call is its own device."""
 
-    def device_us(self, calls: Sequence[Call], repeats: int, host_us: float = 50.0) -> list[list[float]]:
+    def device_us(
+        self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
+    ) -> list[list[float]]:
         del host_us
         samples: list[list[float]] = [[] for _ in calls]
         with no_garbage_collection():
@@ -90,8 +99,12 @@ class CudaTimer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        l2_bytes = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or (50 << 20)
-        self._buffer = torch.zeros(max(4 * l2_bytes, 128 << 20) // 4, dtype=torch.float32, device=device)
+        l2_bytes = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or (
+            50 << 20
+        )
+        self._buffer = torch.zeros(
+            max(4 * l2_bytes, 128 << 20) // 4, dtype=torch.float32, device=device
+        )
         self._sum = torch.empty((), dtype=torch.float32, device=device)
         self._flush_us = self._time_flush()
 
@@ -110,19 +123,26 @@ class CudaTimer:
         self.synchronize()
         return max(events[2].elapsed_time(events[3]) * 1e3, 1.0)
 
-    def device_us(self, calls: Sequence[Call], repeats: int, host_us: float = 50.0) -> list[list[float]]:
+    def device_us(
+        self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
+    ) -> list[list[float]]:
         samples: list[list[float]] = [[] for _ in calls]
         flushes = 1 + int((host_us + 30.0) // self._flush_us)
         with no_garbage_collection():
             for first in range(0, repeats, ROUNDS_PER_SYNC):
-                rounds = [self._round(calls, flushes) for _ in range(min(ROUNDS_PER_SYNC, repeats - first))]
+                rounds = [
+                    self._round(calls, flushes)
+                    for _ in range(min(ROUNDS_PER_SYNC, repeats - first))
+                ]
                 self.synchronize()
                 for pairs in rounds:
                     for times, (start, end) in zip(samples, pairs, strict=True):
                         times.append(start.elapsed_time(end) * 1e3)
         return samples
 
-    def _round(self, calls: Sequence[Call], flushes: int) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
+    def _round(
+        self, calls: Sequence[Call], flushes: int
+    ) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
         pairs = []
         for call in calls:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -157,12 +177,16 @@ class CudaTimer:
                         continue
                     graph, start, end = one
                     graph.replay()
-                    self.synchronize()  # an event of a graph holds one time: read it before the next replay
+                    # an event of a graph holds one time: read it before the next replay
+                    self.synchronize()
                     times.append(start.elapsed_time(end) * 1e3)
         return samples
 
-    def _capture(self, call: Call) -> tuple[torch.cuda.CUDAGraph, torch.cuda.Event, torch.cuda.Event] | None:
-        """A graph of a flush and the call, with timing events around the call; `None` where capture fails."""
+    def _capture(
+        self, call: Call
+    ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.Event, torch.cuda.Event] | None:
+        """A graph of a flush and the call, with timing events around the call; `None` where capture
+        fails."""
         graph = torch.cuda.CUDAGraph()
         start, end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
         side = torch.cuda.Stream(self.device)

@@ -1,4 +1,5 @@
-"""The path of a call: call key -> bound launch; else problem -> plan -> bound launch; else the differentiable reference."""
+"""The path of a call: call key -> bound launch; else problem -> plan -> bound launch; else the
+differentiable reference."""
 
 from __future__ import annotations
 
@@ -20,10 +21,12 @@ MAX_BOUND = 4096  # call keys remembered an op and objective; serving sees a key
 
 
 class Dispatcher:
-    """Calls one op by name, under one objective. Never tunes, never blocks on a compiler for more than a Triton kernel.
+    """Calls one op by name, under one objective. Never tunes, never blocks on a compiler for more
+    than a Triton kernel.
 
-    Eager calls on plain tensors take the bound launch of their call key. Whatever needs more than values (a gradient,
-    autocast, `torch.compile`, a tensor subclass, a mode) goes to the op's reference, which is plain torch.
+    Eager calls on plain tensors take the bound launch of their call key. Whatever needs more than
+    values (a gradient, autocast, `torch.compile`, a tensor subclass, a mode) goes to the op's
+    reference, which is plain torch.
     """
 
     def __init__(self, op: Op, objective: Objective) -> None:
@@ -41,7 +44,10 @@ class Dispatcher:
         if is_plain():
             try:
                 call = self.bound.get(self.key(*args))
-            except (AttributeError, TypeError):  # no tensor, an unhashable argument: `bind` below says what is wrong
+            except (
+                AttributeError,
+                TypeError,
+            ):  # no tensor, an unhashable argument: `bind` below says what is wrong
                 call = None
             if call is not None and len(args) == self._width:
                 return call(*args)
@@ -56,12 +62,14 @@ class Dispatcher:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return self._remember(values, self.op.reference)(*values)
         problem = self.op.problem(values)
-        call = self.call_of(select(self.op, problem, device_target(self.op.device(values)), self.objective), values)
+        call = self.call_of(
+            select(self.op, problem, device_target(self.op.device(values)), self.objective), values
+        )
         return self._remember(values, call)(*values)
 
     def call_of(self, plan: Plan, values: tuple[Any, ...], build: bool = False) -> BoundCall:
-        """A plan's bound call. A `compiled` choice that is not built yet is built for `build`, else replaced by the
-        plan's fallback: a direct call waits for no compiler."""
+        """A plan's bound call. A `compiled` choice that is not built yet is built for `build`, else
+        replaced by the plan's fallback: a direct call waits for no compiler."""
         candidate = plan.candidate
         impl = implementation(self.op.name, candidate.implementation)
         if impl.kind != "compiled":
@@ -74,7 +82,9 @@ class Dispatcher:
                 if fallback is None:
                     target = device_target(self.op.device(values))
                     fallback = prior_plan(self.op, problem, target, self.objective).candidate
-                return bind(implementation(self.op.name, fallback.implementation), fallback.config, values)
+                return bind(
+                    implementation(self.op.name, fallback.implementation), fallback.config, values
+                )
             call = bind(impl, candidate.config, values)
             with torch.no_grad():
                 call(*values)  # the first call compiles

@@ -27,10 +27,11 @@ from gristmill.tuning.runner import OBJECTIVES, Budget, TuningResult, TuningRun
 
 
 class BoundOp:
-    """An operator chosen for one problem: call it with tensors of that problem for the shortest way to the device.
+    """An operator chosen for one problem: call it with tensors of that problem for the shortest way
+    to the device.
 
-    A call checks the call key, then launches. Arguments of another problem are right too: they take the op's direct path,
-    which selects again and never tunes.
+    A call checks the call key, then launches. Arguments of another problem are right too: they take
+    the op's direct path, which selects again and never tunes.
 
     Attributes:
         op: the op's name. problem: what it was chosen for. plan: the choice with its evidence.
@@ -38,7 +39,14 @@ class BoundOp:
 
     __slots__ = ("_call", "_call_key", "_dispatch", "_key", "_width", "op", "plan", "problem")
 
-    def __init__(self, dispatch: Dispatcher, problem: Problem, plan: Plan, call: BoundCall, call_key: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatcher,
+        problem: Problem,
+        plan: Plan,
+        call: BoundCall,
+        call_key: tuple[Any, ...],
+    ) -> None:
         self.op, self.problem, self.plan = dispatch.op.name, problem, plan
         self._dispatch, self._call, self._call_key = dispatch, call, call_key
         self._key, self._width = dispatch.key, len(dispatch.op.names)
@@ -59,7 +67,12 @@ class BoundOp:
         Raises:
             InvalidInputError: the arguments break the op's contract.
         """
-        if not kwargs and len(args) == self._width and not torch.compiler.is_compiling() and is_plain():
+        if (
+            not kwargs
+            and len(args) == self._width
+            and not torch.compiler.is_compiling()
+            and is_plain()
+        ):
             try:
                 if self._key(*args) == self._call_key:
                     return self._call(*args)
@@ -85,21 +98,26 @@ def get_op(
     trials: int | None = None,
     strategy: str = "auto",
 ) -> BoundOp:
-    """The operator chosen for these arguments: from the plan store, or by tuning if this problem is new.
+    """The operator chosen for these arguments: from the plan store, or by tuning if this problem is
+    new.
 
     Args:
         op: the op's name (`gristmill list` shows them).
-        args, kwargs: the arguments that it will be called with. Their values are not used: tuning makes its own.
-        objective: `eager` ranks by the longer of host and device time of a call, `graph` by CUDA-graph replay time.
-        tune: `now` tunes a problem that has no plan (under a progress line on a terminal), `never` takes what selection
-            has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
-        budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates. Default: 60 s.
+        args, kwargs: the arguments that it will be called with. Their values are not used: tuning
+            makes its own.
+        objective: `eager` ranks by the longer of host and device time of a call, `graph` by
+            CUDA-graph replay time.
+        tune: `now` tunes a problem that has no plan (under a progress line on a terminal), `never`
+            takes what selection has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
+        budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
+            Default: 60 s.
         strategy: `exhaustive`, `random`, or `auto`.
 
     Raises:
         UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.
         TuningError: no candidate gave right results, or the reference itself raised.
-        KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan, are kept.
+        KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
+            are kept.
     """
     spec, values, problem, target = _ask(op, args, kwargs, objective)
     plan = select(spec, problem, target, objective)
@@ -107,7 +125,9 @@ def get_op(
     if policy not in ("now", "never"):
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
     if plan.origin != "tuned" and policy == "now" and not _refuses_tuning():
-        _tune(spec, values, problem, Budget(budget_s or settings.current().budget_s, trials), strategy)
+        _tune(
+            spec, values, problem, Budget(budget_s or settings.current().budget_s, trials), strategy
+        )
         plan = select(spec, problem, target, objective)
     dispatch = dispatcher(op, objective)
     call = dispatch.call_of(plan, values, build=True)
@@ -130,13 +150,16 @@ def tune(
     Args as for `get_op`; `seed` makes inputs and random search repeatable.
 
     Raises:
-        TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results; the reference raised.
+        TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
+            the reference raised.
         KeyboardInterrupt: after keeping what was measured.
     """
     spec, values, problem, _ = _ask(op, args, kwargs, "eager")
     reason = _refuses_tuning()
     if reason:
-        raise TuningError(f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`.")
+        raise TuningError(
+            f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
+        )
     budget = Budget(settings.current().budget_s if budget_s is None else budget_s, trials)
     return _tune(spec, values, problem, budget, strategy, seed)
 
@@ -148,7 +171,8 @@ def explain(
     *,
     objective: Objective = "eager",
 ) -> Explanation:
-    """Every candidate of this problem that was measured, its time and error, and why it was chosen or not.
+    """Every candidate of this problem that was measured, its time and error, and why it was chosen
+    or not.
 
     `print` it for a table. Measures nothing, and needs no tuning first.
     """
@@ -160,10 +184,14 @@ def _ask(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, objective: Objective
 ) -> tuple[Op, tuple[Any, ...], Problem, Target]:
     if objective not in OBJECTIVES:
-        raise InvalidInputError(f"`objective` is {objective!r}; it can be {' or '.join(OBJECTIVES)}. Choose one.")
+        raise InvalidInputError(
+            f"`objective` is {objective!r}; it can be {' or '.join(OBJECTIVES)}. Choose one."
+        )
     spec = load(name)
     if isinstance(args, torch.Tensor):
-        raise InvalidInputError("`args` is a tensor; it needs the op's arguments as a tuple. Write `(x,)` for one.")
+        raise InvalidInputError(
+            "`args` is a tensor; it needs the op's arguments as a tuple. Write `(x,)` for one."
+        )
     values = spec.bind(args, kwargs)
     return spec, values, spec.problem(values), device_target(spec.device(values))
 
@@ -172,13 +200,22 @@ def _refuses_tuning() -> str:
     """Why this is no time to tune, or an empty string."""
     if torch.compiler.is_compiling():
         return "under torch.compile"
-    if torch.cuda.is_available() and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    if (
+        torch.cuda.is_available()
+        and torch.cuda.is_initialized()
+        and torch.cuda.is_current_stream_capturing()
+    ):
         return "during CUDA-graph capture"
     return ""
 
 
 def _tune(
-    spec: Op, values: tuple[Any, ...], problem: Problem, budget: Budget, strategy: str, seed: int = 0
+    spec: Op,
+    values: tuple[Any, ...],
+    problem: Problem,
+    budget: Budget,
+    strategy: str,
+    seed: int = 0,
 ) -> TuningResult:
     device = spec.device(values)
     run = TuningRun(spec, problem, device, store(), budget, strategy, seed, observer())

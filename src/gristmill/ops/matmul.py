@@ -10,20 +10,22 @@ from gristmill.ops._dispatch import dispatcher
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Matrix product: `out[m, n] = sum_k a[m, k] * b[k, n]`.
 
-    Uses the plan for this problem where there is one and the prior where not; never tunes (`gristmill.get_op` does).
+    Uses the plan for this problem where there is one and the prior where not; never tunes
+    (`gristmill.get_op` does).
 
     Args:
         a: `(M, K)`, float16, bfloat16 or float32, with a unit stride in either dimension.
         b: `(K, N)` of the same dtype, with a unit stride in either dimension (`w.t()` as it is).
 
     Returns:
-        A contiguous `(M, N)` of the same dtype. Sums in float32 (IEEE, never TF32), rounded once; deterministic for a
-        given plan.
+        A contiguous `(M, N)` of the same dtype. Sums in float32 (IEEE, never TF32), rounded once;
+        deterministic for a given plan.
 
     Raises:
-        InvalidInputError: a wrong rank, sizes that do not match, mixed dtypes or devices, or no unit stride.
+        InvalidInputError: a wrong rank, sizes that do not match, mixed dtypes or devices, or no
+            unit stride.
 
-    With a gradient to track, under autocast, `torch.compile`, a mode or for a tensor subclass, the op's reference runs:
-    plain torch, differentiable.
+    With a gradient to track, under autocast, `torch.compile`, a mode or for a tensor subclass, the
+    op's reference runs: plain torch, differentiable.
     """
     return dispatcher("matmul")(a, b)

@@ -1,4 +1,5 @@
-"""Explanation of a selection: every candidate with its time and error, and why it was chosen or not."""
+"""Explanation of a selection: every candidate with its time and error, and why it was chosen or
+not."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Explanation:
 
     Attributes:
         plan: the plan in force.
-        rows: the chosen candidate first, then by time; failures and what cannot run here last, each with its reason.
+        rows: the chosen candidate first, then by time; failures and what cannot run here last, each
+            with its reason.
         rejections: for each implementation, how many points of its space each constraint rejects.
     """
 
@@ -79,7 +81,10 @@ class Explanation:
             f"plan: {plan.candidate} ({plan.origin}: {plan.reason})",
         ]
         if plan.revalidate:
-            lines.append("measured under other versions of torch, Triton or the driver: tune again to be sure")
+            lines.append(
+                "measured under other versions of torch, Triton or the driver: tune again to be "
+                "sure"
+            )
         lines += ["", *_table(self.rows[:ROWS])]
         if len(self.rows) > ROWS:
             lines.append(f"... and {len(self.rows) - ROWS} more")
@@ -89,7 +94,17 @@ class Explanation:
         return "\n".join(lines)
 
 
-HEADINGS = ("", "implementation", "device us", "host us", "graph us", "error/bound", "regs", "status", "note")
+HEADINGS = (
+    "",
+    "implementation",
+    "device us",
+    "host us",
+    "graph us",
+    "error/bound",
+    "regs",
+    "status",
+    "note",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -100,7 +115,11 @@ def cells(row: Row) -> tuple[str, ...]:
 
     config = " ".join(f"{k}={v}" for k, v in row.config.items())
     note = "; ".join(filter(None, (config, row.note)))
-    registers = "" if row.registers is None else f"{row.registers}" + (f"+{row.spills}sp" if row.spills else "")
+    registers = (
+        ""
+        if row.registers is None
+        else f"{row.registers}" + (f"+{row.spills}sp" if row.spills else "")
+    )
     times = (number(row.device_us), number(row.host_us), number(row.graph_us), number(row.error))
     return (">" if row.chosen else "", row.implementation, *times, registers, row.status, note)
 
@@ -110,7 +129,10 @@ def _table(rows: Sequence[Row]) -> list[str]:
     widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS) - 1)]
 
     def text(line: tuple[str, ...]) -> str:
-        aligned = (c.rjust(w) if 2 <= i <= 6 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=False)))
+        aligned = (
+            c.rjust(w) if 2 <= i <= 6 else c.ljust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=False))
+        )
         return "  ".join((*aligned, line[-1])).rstrip()
 
     return [text(line) for line in table]
@@ -123,7 +145,13 @@ def explain(op: Op, problem: Problem, target: Target, objective: Objective) -> E
     measured = store().measurements(op.name, bucket.key, target.key)
     current = {i.name: i.source_hash for i in implementations(op.name)}
     fresh = [m for m in measured if current.get(m.candidate.implementation) == m.source_hash]
-    fresh.sort(key=lambda m: (m.candidate != plan.candidate, not m.outcome.ok, m.outcome.time_us(objective)))
+    fresh.sort(
+        key=lambda m: (
+            m.candidate != plan.candidate,
+            not m.outcome.ok,
+            m.outcome.time_us(objective),
+        )
+    )
     rows = [_row(m, plan, objective) for m in fresh]
     seen = {m.candidate.implementation for m in fresh}
     rejections: dict[str, dict[str, int]] = {}

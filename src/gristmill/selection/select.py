@@ -1,4 +1,5 @@
-"""Selection: problem, target and objective to plan. Never measures, never compiles, never fails for the store's sake."""
+"""Selection: problem, target and objective to plan. Never measures, never compiles, never fails for
+the store's sake."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ from gristmill.errors import InvalidConfigError, UnknownOpError, UnsupportedProb
 
 
 def select(op: Op, problem: Problem, target: Target, objective: Objective) -> Plan:
-    """The plan for a problem: measured for its bucket, else for the nearest bucket, else the prior, else a vendor call.
+    """The plan for a problem: measured for its bucket, else for the nearest bucket, else the prior,
+    else a vendor call.
 
     Raises:
-        UnsupportedProblemError: no implementation runs the problem here; the message lists each one's reason.
+        UnsupportedProblemError: no implementation runs the problem here; the message lists each
+            one's reason.
     """
     bucket = op.bucket(problem)
     hit = store().plan(op.name, bucket.key, target.key, objective)
@@ -31,7 +34,8 @@ def select(op: Op, problem: Problem, target: Target, objective: Objective) -> Pl
 
 
 def prior_plan(op: Op, problem: Problem, target: Target, objective: Objective) -> Plan:
-    """The plan without any measurement: of what can run without a build, the highest preference, with its prior."""
+    """The plan without any measurement: of what can run without a build, the highest preference,
+    with its prior."""
     reasons: list[str] = []
     able: list[tuple[Implementation, Candidate]] = []
     for impl in implementations(op.name):
@@ -47,7 +51,8 @@ def prior_plan(op: Op, problem: Problem, target: Target, objective: Objective) -
     if not ready:
         reasons += [f"{impl.name}: it has to be compiled first (get_op does)" for impl, _ in able]
         raise UnsupportedProblemError(
-            f"no implementation of `{op.name}` runs {problem} on {target.name}: {'; '.join(reasons)}. "
+            f"no implementation of `{op.name}` runs {problem} on {target.name}: "
+            f"{'; '.join(reasons)}. "
             "Change the problem as one of these asks, or call torch."
         )
     impl, candidate = max(ready, key=lambda pair: (pair[0].preference, pair[0].kind == "vendor"))
@@ -65,9 +70,13 @@ def prior_plan(op: Op, problem: Problem, target: Target, objective: Objective) -
 
 
 def _usable(op: Op, plan: Plan, problem: Problem, target: Target) -> Plan | None:
-    """The plan if this version of the library can run it on this very problem, its derived values computed; else None."""
+    """The plan if this version of the library can run it on this very problem, its derived values
+    computed; else None."""
     candidate = _valid(op, plan.candidate, problem, target)
-    if candidate is None or implementation(op.name, candidate.implementation).source_hash != plan.source_hash:
+    if (
+        candidate is None
+        or implementation(op.name, candidate.implementation).source_hash != plan.source_hash
+    ):
         return None
     fallback = _valid(op, plan.fallback, problem, target) if plan.fallback else None
     return replace(plan, candidate=candidate, fallback=fallback)
@@ -84,7 +93,8 @@ def _valid(op: Op, candidate: Candidate, problem: Problem, target: Target) -> Ca
 
 
 def _nearest(op: Op, problem: Problem, target: Target, objective: Objective) -> Plan | None:
-    """The plan of the nearest measured bucket (by the ratio of the bucketed sizes) that can run this problem."""
+    """The plan of the nearest measured bucket (by the ratio of the bucketed sizes) that can run
+    this problem."""
     axes = op.axes(problem)
     bucket = op.bucket(problem)
     here = dict(bucket.axes)
@@ -94,8 +104,12 @@ def _nearest(op: Op, problem: Problem, target: Target, objective: Objective) -> 
     for sizes, plan in sorted(siblings, key=lambda entry: _distance(here, entry[0])):
         usable = _usable(op, plan, problem, target)
         if usable is not None:
-            where = ", ".join(f"{name}={size}" for name, size in sizes.items() if here.get(name) != size)
-            reason = f"measured for the nearest bucket, {where}" if where else "measured for this bucket"
+            where = ", ".join(
+                f"{name}={size}" for name, size in sizes.items() if here.get(name) != size
+            )
+            reason = (
+                f"measured for the nearest bucket, {where}" if where else "measured for this bucket"
+            )
             return usable.with_origin("neighbour", bucket.key, reason)
     return None
 

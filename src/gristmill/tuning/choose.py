@@ -1,4 +1,5 @@
-"""The choice among finalists: the fastest that is right; ties go to the incumbent, then to whoever needs less."""
+"""The choice among finalists: the fastest that is right; ties go to the incumbent, then to whoever
+needs less."""
 
 from __future__ import annotations
 
@@ -9,7 +10,11 @@ from gristmill.core.plan import Candidate, Objective, Outcome
 from gristmill.core.registry import implementation
 from gristmill.measure.statistics import SAME_US, tied
 
-KIND_RANK = {"vendor": 0, "triton": 1, "compiled": 2}  # among ties: no kernel of ours to keep, no compiler at run time
+KIND_RANK = {
+    "vendor": 0,
+    "triton": 1,
+    "compiled": 2,
+}  # among ties: no kernel of ours to keep, no compiler at run time
 
 Samples = Mapping[str, Any]
 
@@ -20,7 +25,8 @@ def choose(
     objective: Objective,
     incumbent: Candidate | None = None,
 ) -> tuple[Candidate, Outcome, str] | None:
-    """The chosen candidate, its outcome, and one sentence why; `None` where nothing measured is right."""
+    """The chosen candidate, its outcome, and one sentence why; `None` where nothing measured is
+    right."""
     alive = sorted(
         ((c, o, s) for c, o, s in entries if o.ok and o.device_us is not None),
         key=lambda entry: entry[1].time_us(objective),
@@ -34,23 +40,40 @@ def choose(
         candidate, outcome, _ = entry
         kind = implementation(op, candidate.implementation).kind
         resources = (outcome.registers or 0, outcome.shared_bytes or 0)
-        return (candidate != incumbent, KIND_RANK[kind], *resources, candidate.implementation, candidate.config.key)
+        return (
+            candidate != incumbent,
+            KIND_RANK[kind],
+            *resources,
+            candidate.implementation,
+            candidate.config.key,
+        )
 
     chosen, outcome, _ = min(ties, key=rank)
     time_us = outcome.time_us(objective)
     if len(ties) == 1:
-        others = f", {alive[1][1].time_us(objective) / time_us:.2f}x the next" if len(alive) > 1 else ""
+        others = (
+            f"; the next takes {alive[1][1].time_us(objective) / time_us:.2f}x as long"
+            if len(alive) > 1
+            else ""
+        )
         return chosen, outcome, f"fastest at {time_us:.2f} us{others}"
     why = "the incumbent" if chosen == incumbent else "it needs the least"
     return chosen, outcome, f"{time_us:.2f} us, tied with {len(ties) - 1} other(s); {why}"
 
 
-def _tied(a: tuple[Candidate, Outcome, Samples], b: tuple[Candidate, Outcome, Samples], objective: Objective) -> bool:
-    """Whether two cannot be told apart: by paired samples where both times are device times, else within 0.3 us."""
+def _tied(
+    a: tuple[Candidate, Outcome, Samples],
+    b: tuple[Candidate, Outcome, Samples],
+    objective: Objective,
+) -> bool:
+    """Whether two cannot be told apart: by paired samples where both times are device times, else
+    within 0.3 us."""
     (_, x, left), (_, y, right) = a, b
     if abs(x.time_us(objective) - y.time_us(objective)) <= SAME_US:
         return True
     if objective == "eager" and any((o.host_us or 0.0) > (o.device_us or 0.0) for o in (x, y)):
         return False
-    name = "graph" if objective == "graph" and left.get("graph") and right.get("graph") else "device"
+    name = (
+        "graph" if objective == "graph" and left.get("graph") and right.get("graph") else "device"
+    )
     return bool(left.get(name) and right.get(name) and tied(left[name], right[name]))

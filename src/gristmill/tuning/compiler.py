@@ -1,8 +1,9 @@
 """Compiles candidates ahead of their trial, in parallel, in processes that never touch the device.
 
-`CompilePool` is the tuner's side. The other is `python -m gristmill.tuning.compiler FD`: a process that imports torch and
-Triton once and forks a child for each candidate (12 ms, against seconds for a new interpreter), so that a compiler that
-crashes or hangs takes only its candidate along. Binaries land in Triton's disk cache, where the worker finds them.
+`CompilePool` is the tuner's side. The other is `python -m gristmill.tuning.compiler FD`: a process
+that imports torch and Triton once and forks a child for each candidate (12 ms, against seconds for
+a new interpreter), so that a compiler that crashes or hangs takes only its candidate along.
+Binaries land in Triton's disk cache, where the worker finds them.
 """
 
 from __future__ import annotations
@@ -23,23 +24,34 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.core.target import Target
 from gristmill.errors import GristmillError
-from gristmill.measure.isolation import REASON_CHARS, Child, ChildDied, ChildTimedOut, Lines, connect
+from gristmill.measure.isolation import (
+    REASON_CHARS,
+    Child,
+    ChildDied,
+    ChildTimedOut,
+    Lines,
+    connect,
+)
 from gristmill.tuning.trial import candidate_from_json, candidate_to_json
 
 
 def compile_candidate(problem: Problem, target: Target, candidate: Candidate) -> Outcome:
-    """`ok` with what the compiler says of the kernel, or `compile_error`; from meta tensors, with no device."""
+    """`ok` with what the compiler says of the kernel, or `compile_error`; from meta tensors, with
+    no device."""
     impl = implementation(problem.op, candidate.implementation)
     try:
         config = impl.config(candidate.config, problem, target)
         values = problem.meta()
         outputs, workspace = impl.allocate(values, config)
         launches = impl.launches(values, outputs, workspace, config)
-        shared = max((EXECUTOR.compile(launch, target).shared_bytes for launch in launches), default=0)
+        shared = max(
+            (EXECUTOR.compile(launch, target).shared_bytes for launch in launches), default=0
+        )
     except GristmillError as error:
         return Outcome("compile_error", f"{error}"[:REASON_CHARS])
     if shared > target.shared_memory_bytes:
-        reason = f"it needs {shared} bytes of shared memory; {target.name} has {target.shared_memory_bytes} a program"
+        limit = f"{target.name} has {target.shared_memory_bytes} a program"
+        reason = f"it needs {shared} bytes of shared memory; {limit}"
         return Outcome("compile_error", reason, shared_bytes=shared)
     return Outcome("ok", shared_bytes=shared)
 
@@ -68,7 +80,9 @@ class CompilePool:
         self._next += 1
         self._pending[self._next] = candidate
         try:
-            self._child.send({**self._base, "id": self._next, "candidate": candidate_to_json(candidate)})
+            self._child.send(
+                {**self._base, "id": self._next, "candidate": candidate_to_json(candidate)}
+            )
         except ChildDied:
             self._child.stop()  # `collect` finds the pending ones unanswered
 
@@ -108,7 +122,9 @@ def _fork(request: Mapping[str, Any]) -> tuple[int, int]:
     os.close(read)
     try:
         problem = Problem.from_json(request["problem"])
-        outcome = compile_candidate(problem, Target(**request["target"]), candidate_from_json(request["candidate"]))
+        outcome = compile_candidate(
+            problem, Target(**request["target"]), candidate_from_json(request["candidate"])
+        )
         os.write(write, json.dumps(outcome.to_json()).encode())
     finally:
         os._exit(0)
@@ -137,14 +153,18 @@ class _Server:
             while self.queue and len(self.running) < self.queue[0]["jobs"]:
                 request = self.queue.pop(0)
                 pid, pipe = _fork(request)
-                self.running[pipe] = _Job(request["id"], pid, time.monotonic() + request["timeout_s"])
+                self.running[pipe] = _Job(
+                    request["id"], pid, time.monotonic() + request["timeout_s"]
+                )
                 self.selector.register(pipe, selectors.EVENT_READ, pipe)
 
     def _read_requests(self) -> bool:
         request = self.lines.receive(None)
         while request is not None:
             if not self.queue and not self.running:
-                implementation(request["problem"]["op"], request["candidate"]["implementation"])  # import before forking
+                implementation(
+                    request["problem"]["op"], request["candidate"]["implementation"]
+                )  # import before forking
             self.queue.append(request)
             if not self.lines.buffered:
                 return True
@@ -166,7 +186,11 @@ class _Server:
         elif time.monotonic() >= job.deadline:
             outcome = Outcome("timeout", "the compiler did not end in time").to_json()
         else:
-            how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
+            how = (
+                signal.Signals(os.WTERMSIG(status)).name
+                if os.WIFSIGNALED(status)
+                else f"status {status}"
+            )
             outcome = Outcome("crash", f"the compiler was ended by {how}").to_json()
         self.lines.send({"id": job.identifier, "outcome": outcome})
 

@@ -16,7 +16,9 @@ from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut
 from gristmill.tuning.trial import candidate_to_json
 
 WORKER = "gristmill.tuning.worker"
-COMPILED_TIMEOUT_FACTOR = 6.0  # Inductor builds C++ or many kernels; a Triton candidate comes compiled
+COMPILED_TIMEOUT_FACTOR = (
+    6.0  # Inductor builds C++ or many kernels; a Triton candidate comes compiled
+)
 RACE_TIMEOUT_S = 60.0  # on top, for a race: every finalist on every variant, then all the pairs
 FIRST_TIMEOUT_S = 60.0  # on top, for the first request of a worker: inputs, references, CUDA start
 
@@ -24,7 +26,9 @@ FIRST_TIMEOUT_S = 60.0  # on top, for the first request of a worker: inputs, ref
 class Measurer:
     """Measures candidates of one problem in an isolated worker. Use as a context manager."""
 
-    def __init__(self, problem: Problem, device: torch.device, seed: int = 0, worker: str = WORKER) -> None:
+    def __init__(
+        self, problem: Problem, device: torch.device, seed: int = 0, worker: str = WORKER
+    ) -> None:
         self.problem, self.device, self.seed = problem, device, seed
         self._child = Child(worker)
         self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
@@ -42,7 +46,8 @@ class Measurer:
         return answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
 
     def race(self, candidates: Sequence[Candidate]) -> tuple[list[Outcome], list[dict[str, Any]]]:
-        """Outcomes and samples of finalists timed in turns. A finalist that ruins the race is found, failed and left out."""
+        """Outcomes and samples of finalists timed in turns. A finalist that ruins the race is
+        found, failed and left out."""
         alive = list(candidates)
         failed: dict[Candidate, Outcome] = {}
         for attempt in range(2):
@@ -51,13 +56,16 @@ class Measurer:
             if isinstance(answer, dict) and "outcomes" in answer:
                 pairs = zip(answer["outcomes"], answer["samples"], strict=True)
                 done = dict(zip(alive, pairs, strict=True))
-                outcomes = [failed[c] if c in failed else Outcome.from_json(done[c][0]) for c in candidates]
+                outcomes = [
+                    failed[c] if c in failed else Outcome.from_json(done[c][0]) for c in candidates
+                ]
                 return outcomes, [{} if c in failed else done[c][1] for c in candidates]
             lost = answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
             if len(alive) == 1 or attempt:
                 failed.update(dict.fromkeys(alive, lost))
                 break
-            # The race was lost with its worker, which does not say by whom: each alone, then what is left together.
+            # The race was lost with its worker, which does not say by whom: each alone, then what
+            # is left together.
             for candidate in alive:
                 outcome = self.race([candidate])[0][0]
                 if not outcome.ok:
@@ -83,7 +91,9 @@ class Measurer:
             return Outcome("timeout", str(error))
         except ChildDied as error:
             if not self._child.started:
-                raise TuningError(f"the measuring worker does not start: {error}. Run `gristmill doctor`.") from error
+                raise TuningError(
+                    f"the measuring worker does not start: {error}. Run `gristmill doctor`."
+                ) from error
             return Outcome("crash", str(error))
         if "error" in answer:
             raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")

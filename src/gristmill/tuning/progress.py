@@ -38,7 +38,8 @@ class Silent:
 
 
 class ProgressLine:
-    """One line on stderr: share of the budget used, candidates measured and failed, the best so far."""
+    """One line on stderr: share of the budget used, candidates measured and failed, the best so
+    far."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -60,17 +61,25 @@ class ProgressLine:
         self._trials = trials
         self._progress.start()
         self._progress.console.print(f"tuning [bold]{problem}[/bold]", highlight=False)
-        self._progress.update(self._task, total=trials or seconds, description="measuring", note="starting the worker")
+        self._progress.update(
+            self._task, total=trials or seconds, description="measuring", note="starting the worker"
+        )
 
     def told(self, candidate: Candidate, outcome: Outcome, elapsed_s: float) -> None:
         self._seen += 1
         self._failed += outcome.status not in ("ok", "slow")
-        if outcome.ok and outcome.device_us is not None and (self._best is None or outcome.device_us < self._best[0]):
+        if (
+            outcome.ok
+            and outcome.device_us is not None
+            and (self._best is None or outcome.device_us < self._best[0])
+        ):
             self._best = (outcome.device_us, candidate.implementation)
         best = f", best {self._best[0]:.2f} us ({self._best[1]})" if self._best else ""
         failed = f", {self._failed} failed" if self._failed else ""
         done = self._seen if self._trials else elapsed_s
-        self._progress.update(self._task, completed=done, note=f"{self._seen} candidates{failed}{best}")
+        self._progress.update(
+            self._task, completed=done, note=f"{self._seen} candidates{failed}{best}"
+        )
 
     def racing(self, count: int) -> None:
         self._progress.update(self._task, description=f"racing {count} finalists")

@@ -1,4 +1,5 @@
-"""A tuning run: candidates from strategies, compiled in parallel, measured in the worker, raced, chosen, stored."""
+"""A tuning run: candidates from strategies, compiled in parallel, measured in the worker, raced,
+chosen, stored."""
 
 from __future__ import annotations
 
@@ -35,9 +36,11 @@ SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budge
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much a run may spend: seconds of wall clock, and Triton candidates (`None`: as many as fit).
+    """How much a run may spend: seconds of wall clock, and Triton candidates (`None`: as many as
+    fit).
 
-    Vendor calls and the compiled reference are always measured: they are what the plan must not be slower than.
+    Vendor calls and the compiled reference are always measured: they are what the plan must not be
+    slower than.
     """
 
     seconds: float = 60.0
@@ -45,14 +48,19 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
-            raise InvalidInputError(f"`budget` is {self.seconds} seconds; it needs a positive number. Raise it.")
+            raise InvalidInputError(
+                f"`budget` is {self.seconds} seconds; it needs a positive number. Raise it."
+            )
         if self.trials is not None and self.trials < 1:
-            raise InvalidInputError(f"`trials` is {self.trials}; it needs at least 1, or None for no limit. Raise it.")
+            raise InvalidInputError(
+                f"`trials` is {self.trials}; it needs at least 1, or None for no limit. Raise it."
+            )
 
 
 @dataclass
 class TuningResult:
-    """What a run gave: every candidate's outcome, the plans by objective, and whether it was interrupted."""
+    """What a run gave: every candidate's outcome, the plans by objective, and whether it was
+    interrupted."""
 
     outcomes: dict[Candidate, Outcome] = field(default_factory=dict)
     plans: dict[Objective, Plan] = field(default_factory=dict)
@@ -83,7 +91,9 @@ class TuningRun:
         self._start = time.monotonic()
         self._unsaved: list[Candidate] = []
         able = [i for i in implementations(op.name) if i.why_not(problem, self.target) is None]
-        self._fixed = sorted((i for i in able if i.kind != "triton"), key=lambda i: i.kind != "vendor")
+        self._fixed = sorted(
+            (i for i in able if i.kind != "triton"), key=lambda i: i.kind != "vendor"
+        )
         self._searched = [i for i in able if i.kind == "triton"]
         self._strategies = {i.name: self._strategy(strategy, i, seed) for i in self._searched}
         self._measurer = Measurer(problem, device, seed)
@@ -93,11 +103,18 @@ class TuningRun:
         """Tune. Ctrl-C ends the search early: what was measured is kept, and `interrupted` says so.
 
         Raises:
-            TuningError: nothing can run the problem here, its reference raises, or no candidate was right.
+            TuningError: nothing can run the problem here, its reference raises, or no candidate was
+                right.
         """
         if not self._fixed and not self._searched:
-            reasons = "; ".join(f"{i.name}: {i.why_not(self.problem, self.target)}" for i in implementations(self.op.name))
-            raise TuningError(f"{self.problem} cannot be tuned on {self.target.name}: no implementation runs it ({reasons}).")
+            reasons = "; ".join(
+                f"{i.name}: {i.why_not(self.problem, self.target)}"
+                for i in implementations(self.op.name)
+            )
+            raise TuningError(
+                f"{self.problem} cannot be tuned on {self.target.name}: no implementation runs "
+                f"it ({reasons})."
+            )
         self.observer.started(str(self.problem), self.budget.seconds, self.budget.trials)
         locks = settings.current().cache_dir / "locks"
         try:
@@ -126,19 +143,25 @@ class TuningRun:
     @property
     def _searching(self) -> bool:
         trials = self.budget.trials
-        spent = sum(implementation(self.op.name, c.implementation).kind == "triton" for c in self.result.outcomes)
+        spent = sum(
+            implementation(self.op.name, c.implementation).kind == "triton"
+            for c in self.result.outcomes
+        )
         enough = trials is not None and spent >= trials
         return not enough and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
 
     def _strategy(self, name: str, impl: Implementation, seed: int) -> Strategy:
         if name == "auto":
-            limit = SMALL_SPACE if self.budget.trials is None else max(SMALL_SPACE, self.budget.trials)
+            limit = (
+                SMALL_SPACE if self.budget.trials is None else max(SMALL_SPACE, self.budget.trials)
+            )
             count = sum(1 for _ in islice(impl.space.valid(self.problem, self.target), limit + 1))
             name = "exhaustive" if count <= limit else "random"
         return make_strategy(name, impl.space, self.problem, self.target, seed)
 
     def _search(self, pool: CompilePool) -> None:
-        """Priors and the stored best first, compiling while the vendor calls are measured; then what strategies ask for."""
+        """Priors and the stored best first, compiling while the vendor calls are measured; then
+        what strategies ask for."""
         for candidate in self._first_candidates():
             self._strategies[candidate.implementation].seen.add(candidate.config)
             pool.submit(candidate)
@@ -174,17 +197,27 @@ class TuningRun:
         for impl in self._searched:
             try:
                 first.append(Candidate(impl.name, impl.config(None, self.problem, self.target)))
-            except ValueError as error:  # a prior outside its own space: a row, and the search goes on
-                self.result.outcomes[Candidate(impl.name)] = Outcome("unsupported", f"its prior is not valid: {error}")
+            except (
+                ValueError
+            ) as error:  # a prior outside its own space: a row, and the search goes on
+                self.result.outcomes[Candidate(impl.name)] = Outcome(
+                    "unsupported", f"its prior is not valid: {error}"
+                )
         known = self.store.plan(self.op.name, self.bucket.key, self.target.key, "eager")
-        if known is not None and known.candidate.implementation in self._strategies and known.candidate not in first:
+        if (
+            known is not None
+            and known.candidate.implementation in self._strategies
+            and known.candidate not in first
+        ):
             impl = implementation(self.op.name, known.candidate.implementation)
             if known.source_hash == impl.source_hash:
                 first.append(known.candidate)
         return first
 
     def _best_us(self) -> float | None:
-        times = [o.device_us for o in self.result.outcomes.values() if o.ok and o.device_us is not None]
+        times = [
+            o.device_us for o in self.result.outcomes.values() if o.ok and o.device_us is not None
+        ]
         return min(times, default=None)
 
     def _tell(self, candidate: Candidate, outcome: Outcome) -> None:
@@ -197,11 +230,17 @@ class TuningRun:
         self.observer.told(candidate, outcome, self._elapsed_s)
 
     def _race(self) -> None:
-        """The last race; who falls in it (an adversarial input, a trap) makes room for nobody: there are others."""
+        """The last race; who falls in it (an adversarial input, a trap) makes room for nobody:
+        there are others."""
         good = [(c, o) for c, o in self.result.outcomes.items() if o.ok]
         fixed = {i.name for i in self._fixed}
-        searched = sorted((e for e in good if e[0].implementation not in fixed), key=lambda e: e[1].time_us("graph"))
-        finalists = [c for c, _ in good if c.implementation in fixed] + [c for c, _ in searched[:FINALISTS]]
+        searched = sorted(
+            (e for e in good if e[0].implementation not in fixed),
+            key=lambda e: e[1].time_us("graph"),
+        )
+        finalists = [c for c, _ in good if c.implementation in fixed] + [
+            c for c, _ in searched[:FINALISTS]
+        ]
         if not finalists:
             return
         self.observer.racing(len(finalists))
@@ -218,10 +257,17 @@ class TuningRun:
             plan = self._plan(pool, objective)
             if plan is not None:
                 self.result.plans[objective] = plan
-                self.store.save_plan(plan, self.bucket.family(self.op.axes(self.problem)), dict(self.bucket.axes))
+                self.store.save_plan(
+                    plan, self.bucket.family(self.op.axes(self.problem)), dict(self.bucket.axes)
+                )
         if not self.result.plans and not self.result.interrupted:
-            rows = "; ".join(f"{c}: {o.status} ({o.reason})" for c, o in islice(self.result.outcomes.items(), 5))
-            raise TuningError(f"{self.problem} has no plan: no candidate gave right results. The first ones: {rows}")
+            rows = "; ".join(
+                f"{c}: {o.status} ({o.reason})" for c, o in islice(self.result.outcomes.items(), 5)
+            )
+            raise TuningError(
+                f"{self.problem} has no plan: no candidate gave right results. The first ones: "
+                f"{rows}"
+            )
 
     def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:
         entries = [(c, self.result.outcomes[c], self._samples.get(c, {})) for c in pool]
@@ -230,7 +276,11 @@ class TuningRun:
         best = choose(self.op.name, entries, objective, incumbent)
         if best is None:
             return None
-        ready = [e for e in entries if implementation(self.op.name, e[0].implementation).kind != "compiled"]
+        ready = [
+            e
+            for e in entries
+            if implementation(self.op.name, e[0].implementation).kind != "compiled"
+        ]
         fallback = choose(self.op.name, ready, objective, incumbent)
         candidate, outcome, reason = best
         return Plan(
@@ -277,4 +327,6 @@ class TuningRun:
         plan = self.result.plans.get("eager")
         if plan is not None:
             text += f"; chosen: {plan.candidate}, {plan.reason}"
-        return text + ("; interrupted, what was measured is kept" if self.result.interrupted else "")
+        return text + (
+            "; interrupted, what was measured is kept" if self.result.interrupted else ""
+        )

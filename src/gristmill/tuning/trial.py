@@ -1,4 +1,5 @@
-"""What happens to a candidate inside the worker: build, check against the float64 reference, time."""
+"""What happens to a candidate inside the worker: build, check against the float64 reference,
+time."""
 
 from __future__ import annotations
 
@@ -66,12 +67,15 @@ class Trials:
                 references, magnitudes = truth(self.op, values)
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"[:REASON_CHARS]
-                raise GristmillError(f"the reference of `{self.op.name}` raised on {variant!r} inputs: {text}") from error
+                raise GristmillError(
+                    f"the reference of `{self.op.name}` raised on {variant!r} inputs: {text}"
+                ) from error
             self._cases[variant] = Case(values, references, magnitudes)
         return self._cases[variant]
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
-        """One candidate: correct on the usual inputs? then how fast, given up early where it trails `best_us`."""
+        """One candidate: correct on the usual inputs? then how fast, given up early where it trails
+        `best_us`."""
         case = self.case(self.op.variants[0])
 
         def trial(impl: Implementation, config: Config) -> Outcome:
@@ -84,20 +88,27 @@ class Trials:
 
         return self._guarded(candidate, trial)
 
-    def race(self, candidates: Sequence[Candidate]) -> tuple[list[Outcome], list[dict[str, list[float] | None]]]:
-        """Finalists: correct on every variant? then timed in turns; outcomes, and samples in the candidates' order."""
+    def race(
+        self, candidates: Sequence[Candidate]
+    ) -> tuple[list[Outcome], list[dict[str, list[float] | None]]]:
+        """Finalists: correct on every variant? then timed in turns; outcomes, and samples in the
+        candidates' order."""
         outcomes: list[Outcome] = []
         calls: list[tuple[int, Callable[[], Any]]] = []
         values = self.case(self.op.variants[0]).values
         for index, candidate in enumerate(candidates):
             bound: list[BoundCall] = []
 
-            def trial(impl: Implementation, config: Config, bound: list[BoundCall] = bound) -> Outcome:
+            def trial(
+                impl: Implementation, config: Config, bound: list[BoundCall] = bound
+            ) -> Outcome:
                 worst = 0.0
                 for variant in self.op.variants:
                     verdict = self._check(impl, config, self.case(variant))
                     if not verdict.ok:
-                        return Outcome("wrong", f"on {variant!r} inputs: {verdict.reason}", error=verdict.error)
+                        return Outcome(
+                            "wrong", f"on {variant!r} inputs: {verdict.reason}", error=verdict.error
+                        )
                     worst = max(worst, verdict.error)
                 bound.append(bind(impl, config, values))
                 bound[0](*values)
@@ -122,7 +133,11 @@ class Trials:
         functions = [call for _, call in calls]
         warm = [median(times) for times in self.timer.device_us(functions, 3)]
         hosts = [self.timer.host_us(call, us) for call, us in zip(functions, warm, strict=True)]
-        pairs = RACE_PAIRS if self.device.type == "cuda" else int(min(RACE_PAIRS, max(5, 2e6 / sum(warm))))
+        pairs = (
+            RACE_PAIRS
+            if self.device.type == "cuda"
+            else int(min(RACE_PAIRS, max(5, 2e6 / sum(warm))))
+        )
         devices = self.timer.device_us(functions, pairs, max(hosts))
         graphs = self.timer.graph_us(functions, pairs)
         for (index, _), host, device, graph in zip(calls, hosts, devices, graphs, strict=True):
@@ -141,13 +156,22 @@ class Trials:
         best = float("inf") if best_us is None else best_us
         first = self.timer.device_us([call], 1)[0][0]
         if first > ABANDON_AFTER_1 * best:
-            return Outcome("slow", f"{first / best:.1f} times the best at the first repeat", device_us=first, repeats=1)
+            return Outcome(
+                "slow",
+                f"{first / best:.1f} times the best at the first repeat",
+                device_us=first,
+                repeats=1,
+            )
         few = median(self.timer.device_us([call], 5)[0])
         if few > ABANDON_AFTER_5 * best:
-            return Outcome("slow", f"{few / best:.2f} times the best after 5 repeats", device_us=few, repeats=5)
+            return Outcome(
+                "slow", f"{few / best:.2f} times the best after 5 repeats", device_us=few, repeats=5
+            )
         repeats = int(min(FULL_REPEATS, max(5, TIMED_US / max(few, 1.0))))
         device_us = median(self.timer.device_us([call], repeats)[0])
-        return Outcome("ok", device_us=device_us, host_us=self.timer.host_us(call, device_us), repeats=repeats)
+        return Outcome(
+            "ok", device_us=device_us, host_us=self.timer.host_us(call, device_us), repeats=repeats
+        )
 
     def _check(self, impl: Implementation, config: Config, case: Case) -> Verdict:
         """Run once into poisoned, guarded outputs and compare with the truth."""
@@ -168,10 +192,14 @@ class Trials:
         if impl.launcher is None:
             return {}
         outputs, workspace = impl.allocate(case.values, config)
-        registers, spills, shared = EXECUTOR.resources(impl.launches(case.values, outputs, workspace, config))
+        registers, spills, shared = EXECUTOR.resources(
+            impl.launches(case.values, outputs, workspace, config)
+        )
         return {"registers": registers, "spills": spills, "shared_bytes": shared}
 
-    def _guarded(self, candidate: Candidate, trial: Callable[[Implementation, Config], Outcome]) -> Outcome:
+    def _guarded(
+        self, candidate: Candidate, trial: Callable[[Implementation, Config], Outcome]
+    ) -> Outcome:
         """The outcome of a trial, whatever it raises: a candidate's failure is a row."""
         impl = implementation(self.op.name, candidate.implementation)
         try:
@@ -183,7 +211,9 @@ class Trials:
             torch.cuda.empty_cache()
             outcome = Outcome("launch_error", _reason(error))
         except Exception as error:  # a candidate may raise anything
-            status: Status = "compile_error" if type(error).__module__.startswith("triton") else "launch_error"
+            status: Status = (
+                "compile_error" if type(error).__module__.startswith("triton") else "launch_error"
+            )
             outcome = Outcome(status, _reason(error))
         try:
             self.timer.synchronize()

@@ -1,4 +1,5 @@
-"""The process that runs candidates, one for each device: `python -m gristmill.tuning.worker FD`, driven by `measurer`."""
+"""The process that runs candidates, one for each device: `python -m gristmill.tuning.worker FD`,
+driven by `measurer`."""
 
 from __future__ import annotations
 
@@ -35,11 +36,14 @@ class Session:
         return self._trials
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """One request's answer; `error` where the request itself cannot be served (a reference that raises)."""
+        """One request's answer; `error` where the request itself cannot be served (a reference that
+        raises)."""
         try:
             trials = self.trials(request)
             if request["do"] == "measure":
-                outcome = trials.measure(candidate_from_json(request["candidate"]), request["best_us"])
+                outcome = trials.measure(
+                    candidate_from_json(request["candidate"]), request["best_us"]
+                )
                 return {"outcome": outcome.to_json()}
             outcomes, samples = trials.race([candidate_from_json(c) for c in request["candidates"]])
             return {"outcomes": [o.to_json() for o in outcomes], "samples": samples}

@@ -1,4 +1,5 @@
-"""What a strategy is: it proposes valid configs that were not proposed before, and hears what became of them."""
+"""What a strategy is: it proposes valid configs that were not proposed before, and hears what
+became of them."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from gristmill.core.target import Target
 class Strategy(ABC):
     """Proposes configs of one implementation's space for one problem on one target.
 
-    `ask` never returns an invalid config or one that was asked or told before; fewer than were asked for, or none, when
-    there are no more. The same seed and the same answers give the same proposals.
+    `ask` never returns an invalid config or one that was asked or told before; fewer than were
+    asked for, or none, when there are no more. The same seed and the same answers give the same
+    proposals.
     """
 
     def __init__(self, space: Space, problem: Problem, target: Target, seed: int = 0) -> None:
@@ -27,6 +29,7 @@ class Strategy(ABC):
         """Up to `count` new configs to measure."""
 
     def tell(self, config: Config, outcome: Outcome) -> None:
-        """What measuring `config` gave (also of configs that came from elsewhere: a prior, a neighbour)."""
+        """What measuring `config` gave (also of configs that came from elsewhere: a prior, a
+        neighbour)."""
         del outcome
         self.seen.add(config)

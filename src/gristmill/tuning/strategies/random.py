@@ -11,7 +11,8 @@ from gristmill.core.space import Rejection, Space
 from gristmill.core.target import Target
 from gristmill.tuning.strategies._base import Strategy
 
-SHUFFLED_POINTS = 1_000_000  # a larger space is sampled with replacement, repeats skipped, and ends after as many draws
+# a larger space is sampled with replacement, repeats skipped, and ends after as many draws
+SHUFFLED_POINTS = 1_000_000
 
 
 class Random(Strategy):
