@@ -264,7 +264,7 @@ def test_opening_and_reading_one_plan_is_cheap(folder):
 
 
 def test_importing_the_store_does_not_open_it(tmp_path):
-    code = "import gristmill.cache.store as s; s.store()"
+    code = "from gristmill.cache import store; store()"
     folder = tmp_path / "cache"
     environment = {**os.environ, "GRISTMILL_CACHE_DIR": str(folder)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -27,6 +27,9 @@ from gristmill.cache.faults import CacheWarning, fault_of
 from gristmill.cache.store import PlanStore
 from gristmill.errors import CacheError
 
+# From Python 3.12 on, forking a process with threads warns; that the store survives is the test.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
 MINE = "plans-v1.sqlite3"
 
 

@@ -18,8 +18,11 @@ from test_store import FAMILY, KEY, measurement, plan
 from test_store_faults import fork, in_child
 
 from gristmill import settings
-from gristmill.cache import lease, store
-from gristmill.cache.store import PlanStore
+from gristmill.cache import lease
+from gristmill.cache.store import PlanStore, store
+
+# From Python 3.12 on, forking a process with threads warns; that the store survives is the test.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 PRELUDE = """
 import sys
@@ -181,7 +184,7 @@ def test_who_holds_a_lease_still(tmp_path, change, free):
 
 
 def test_a_process_is_told_from_a_later_one_of_its_number():
-    assert lease.started(os.getpid()) == lease.started(os.getpid()) != lease.started(os.getppid())
+    assert lease.started(os.getpid()) == lease.started(os.getpid()) != lease.started(1) != ""
     assert lease.started(2147483646) == ""
 
 
@@ -267,7 +270,7 @@ def test_a_child_does_not_end_its_parents_lease(tmp_path):
 
 def test_the_process_wide_store_survives_a_fork(tmp_path):
     with settings.override(cache_dir=tmp_path):
-        s = store.store()
+        s = store()
         s.save_plan(plan(), FAMILY, {"M": 16})
-        assert in_child(lambda: store.store().plan(*KEY, "eager")) == plan()
-        assert store.store() is s
+        assert in_child(lambda: store().plan(*KEY, "eager")) == plan()
+        assert store() is s

@@ -68,7 +68,7 @@ def _host() -> str:
     """This machine and process-number space: two containers may share a name, but then not the
     space."""
     try:
-        space = os.readlink("/proc/self/ns/pid")
+        space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         space = ""
     return f"{platform.node()}:{space}"
