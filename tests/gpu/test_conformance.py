@@ -6,7 +6,7 @@ import torch
 
 from gristmill.core import registry
 from gristmill.core.target import device_target, named_target
-from gristmill.testing import Case, cases, judge, layouts, mutated
+from gristmill.testing import Case, cases, configs, judge, layouts, mutated
 
 HAS_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
@@ -32,6 +32,20 @@ def test_conforms(case):
 
 @pytest.mark.parametrize("case", WORKLOADS, ids=str)
 def test_workloads(case):
+    verdict = judge(case, DEVICE)
+    assert verdict.ok, verdict.reason
+
+
+SEARCHED = [
+    Case(c.implementation, c.problem, "normal", config, c.label)
+    for c in WORKLOADS
+    if c.problem["x" if c.problem.op == "rms_norm" else "a"].numel <= 2**22
+    for config in configs(c.implementation, c.problem, TARGET, 4)
+]
+
+
+@pytest.mark.parametrize("case", SEARCHED, ids=str)
+def test_configs_of_workloads(case):
     verdict = judge(case, DEVICE)
     assert verdict.ok, verdict.reason
 

@@ -106,7 +106,7 @@ def inputs(
 ) -> tuple[torch.Tensor, torch.Tensor | None, float]:
     """Rows of the problem's layout. Variants: `normal`; `small` (mean square near `eps`: where `eps` stands matters);
     `offset` (large mean, tiny variance); `large` (squares far outside float16); `equal` (all rows alike); `zeros`
-    (every other row 0); `nonfinite` (an inf and a NaN in rows of their own)."""
+    (every other row 0); `nonfinite` (a row of inf, and a row with one NaN)."""
     x_spec, weight_spec, eps = problem["x"], problem["weight"], problem["eps"]
     x = torch.randn(
         x_spec.shape, generator=generator, device=generator.device, dtype=x_spec.torch_dtype
@@ -138,7 +138,7 @@ def _vary(x: torch.Tensor, variant: str, eps: float) -> torch.Tensor:
     elif variant == "zeros":
         flat[::2] = 0
     elif variant == "nonfinite":
-        flat[0, -1] = torch.inf
+        flat[0] = torch.inf
         flat[-1, flat.shape[1] // 2] = torch.nan
     return flat.reshape(x.shape)
 
@@ -187,8 +187,9 @@ OP = declare(
         doc="""`x / sqrt(mean(x**2) + eps) * weight` over the last dimension; a contiguous tensor like `x`.
 
         `x` (*batch, N) in float16, bfloat16 or float32, any strides but a unit one along N; `weight` (N,) of the same
-        dtype, or None. Computed in float32, with one rounding at the end: squares have to stay inside float32. An
-        empty `x`, N = 0 included, gives an empty result. Deterministic. Zhang and Sennrich, 2019.
+        dtype, or None. Computed in float32, with one rounding at the end: squares have to stay inside float32. A
+        row with a NaN becomes NaN; one with an infinity is NaN there, and 0 or NaN elsewhere. An empty `x`, N = 0
+        included, gives an empty result. Deterministic. Zhang and Sennrich, 2019.
 
         Raises:
             InvalidInputError: a 0-D `x`, a strided last dimension, a `weight` that does not fit, a bad `eps`.

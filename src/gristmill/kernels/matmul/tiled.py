@@ -93,7 +93,7 @@ SPACE = Space(
     pow2("BLOCK_N", 16, 256),
     pow2("BLOCK_K", 16, 256),
     choice("GROUP_M", 1, 4, 8, 16),
-    choice("num_warps", 2, 4, 8),
+    pow2("num_warps", 1, 8),
     choice("num_stages", 1, 2, 3, 4, 5),
     derive(
         "ACCUMULATORS",
@@ -138,15 +138,14 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     """The widest tile that gives every processor one; for decode, narrow tiles and a deep pipeline."""
     m, n, k = sizes(problem)
     tiles = _TILES_FLOAT32 if _is_float32(problem) else _TILES
-    fitting = [t for t in tiles if _fits_problem(t[0], m, 16) and _fits_problem(t[1], n, 16)] or [
-        (16, 32 if n > 16 else 16, 2 if n > 16 else 1)
-    ]
+    fitting = [t for t in tiles if _fits_problem(t[0], m, 16) and _fits_problem(t[1], n, 16)]
+    fitting = fitting or [(16, 32, 2) if n > 16 else (16, 16, 1)]
     block_m, block_n, warps = next(
         (t for t in fitting if triton.cdiv(m, t[0]) * triton.cdiv(n, t[1]) >= target.num_sms),
         fitting[-1],
     )
     config = {"BLOCK_M": block_m, "BLOCK_N": block_n, "GROUP_M": 8, "num_warps": warps}
-    config["BLOCK_K"] = 64 if not _is_float32(problem) else 32
+    config["BLOCK_K"] = 32 if _is_float32(problem) else 256 if block_m == 16 else 64
     while not _fits_problem(config["BLOCK_K"], k, 16):
         config["BLOCK_K"] //= 2
     config["num_stages"] = 4

@@ -35,41 +35,57 @@ MAX_BLOCK = (
 
 
 @triton.jit
-def _normalise(
-    x_ptr, w_ptr, w, out_ptr, N, eps,
+def _whole_row(
+    x_ptr, w_ptr, preloaded, out_ptr, N, eps,
+    BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
+):  # fmt: skip
+    """One row in registers; `preloaded` is the weight where it was loaded before, else None."""
+    cols = tl.arange(0, BLOCK_N)
+    mask = cols < N
+    x = tl.load(x_ptr + cols, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
+    # The weight is asked for before the sum, so that both loads are in flight.
+    if preloaded is not None:
+        w = preloaded
+    elif w_ptr is not None:
+        w = tl.load(w_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last")
+    y = x * tl.rsqrt(tl.sum(x * x, axis=0) / N + eps)
+    if w_ptr is not None:
+        y = y * w.to(tl.float32)
+    tl.store(out_ptr + cols, y.to(out_ptr.dtype.element_ty), mask=mask, cache_modifier=STREAM)
+
+
+@triton.jit
+def _chunked_row(
+    x_ptr, w_ptr, out_ptr, N, eps,
+    BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
+):  # fmt: skip
+    """One row in two passes."""
+    cols = tl.arange(0, BLOCK_N)
+    squares = tl.zeros((BLOCK_N,), tl.float32)
+    for start in range(0, N, BLOCK_N):
+        x = tl.load(x_ptr + start + cols, mask=cols < N - start, other=0.0)
+        squares += x.to(tl.float32) * x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(squares, axis=0) / N + eps)
+    for start in range(0, N, BLOCK_N):
+        mask = cols < N - start
+        x = tl.load(x_ptr + start + cols, mask=mask, other=0.0, eviction_policy=EVICT)
+        y = x.to(tl.float32) * scale
+        if w_ptr is not None:
+            w = tl.load(w_ptr + start + cols, mask=mask, other=0.0, eviction_policy="evict_last")
+            y = y * w.to(tl.float32)
+        y = y.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + start + cols, y, mask=mask, cache_modifier=STREAM)
+
+
+@triton.jit
+def _one_row(
+    x_ptr, w_ptr, preloaded, out_ptr, N, eps,
     BLOCK_N: tl.constexpr, WHOLE: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
-    """One row; `w` is the weight where it was loaded before, else None."""
-    cols = tl.arange(0, BLOCK_N)
     if WHOLE:
-        mask = cols < N
-        x = tl.load(x_ptr + cols, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
-        if (
-            w is None and w_ptr is not None
-        ):  # asked for before the sum, so that both loads are in flight
-            w = tl.load(w_ptr + cols, mask=mask, other=0.0, eviction_policy="evict_last")
-        y = x * tl.rsqrt(tl.sum(x * x, axis=0) / N + eps)
-        if w is not None:
-            y = y * w.to(tl.float32)
-        tl.store(out_ptr + cols, y.to(out_ptr.dtype.element_ty), mask=mask, cache_modifier=STREAM)
+        _whole_row(x_ptr, w_ptr, preloaded, out_ptr, N, eps, BLOCK_N, EVICT, STREAM)
     else:
-        squares = tl.zeros((BLOCK_N,), tl.float32)
-        for start in range(0, N, BLOCK_N):
-            mask = cols < N - start
-            x = tl.load(x_ptr + start + cols, mask=mask, other=0.0, eviction_policy="evict_last")
-            squares += x.to(tl.float32) * x.to(tl.float32)
-        rms = tl.rsqrt(tl.sum(squares, axis=0) / N + eps)
-        for start in range(0, N, BLOCK_N):
-            mask = cols < N - start
-            x = tl.load(x_ptr + start + cols, mask=mask, other=0.0, eviction_policy=EVICT)
-            y = x.to(tl.float32) * rms
-            if w_ptr is not None:
-                w = tl.load(
-                    w_ptr + start + cols, mask=mask, other=0.0, eviction_policy="evict_last"
-                )
-                y = y * w.to(tl.float32)
-            y = y.to(out_ptr.dtype.element_ty)
-            tl.store(out_ptr + start + cols, y, mask=mask, cache_modifier=STREAM)
+        _chunked_row(x_ptr, w_ptr, out_ptr, N, eps, BLOCK_N, EVICT, STREAM)
 
 
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
@@ -88,10 +104,10 @@ def _rms_norm_fwd_kernel(
     if PERSISTENT:
         for row in tl.range(first, n_rows, tl.num_programs(0), num_stages=STAGES):
             x = x_ptr + row_offset(row, size_0, size_1, stride_0, stride_1, stride_2, LEADING)
-            _normalise(x, w_ptr, w, out_ptr + row * N, N, eps, BLOCK_N, WHOLE, EVICT, STREAM)
+            _one_row(x, w_ptr, w, out_ptr + row * N, N, eps, BLOCK_N, WHOLE, EVICT, STREAM)
     else:
         x = x_ptr + row_offset(first, size_0, size_1, stride_0, stride_1, stride_2, LEADING)
-        _normalise(x, w_ptr, w, out_ptr + first * N, N, eps, BLOCK_N, WHOLE, EVICT, STREAM)
+        _one_row(x, w_ptr, w, out_ptr + first * N, N, eps, BLOCK_N, WHOLE, EVICT, STREAM)
 
 
 def _width(problem: Problem) -> int:

@@ -1,0 +1,207 @@
+"""The cases that an implementation is judged on: adversarial sizes, memory layouts and values, made from its op.
+
+Nothing here knows an op. Sizes come from the op's axes, layouts from its tensor arguments, values from its variants;
+what the op's contract forbids is left out, by asking the contract.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from gristmill.core.config import Config
+from gristmill.core.implementation import Implementation
+from gristmill.core.op import Op
+from gristmill.core.problem import Problem, TensorSpec, contiguous_strides
+from gristmill.core.target import Target
+from gristmill.errors import InvalidInputError
+
+SIZES = (0, 1, 2, 7, 16, 17, 31, 63, 64, 65, 127, 128, 129, 257, 1000)
+FAR_ELEMENTS = 2**31  # where 32-bit offsets end
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to try: an implementation on a problem, with values of a variant, in one config (`None`: the prior)."""
+
+    implementation: Implementation
+    problem: Problem
+    variant: str
+    config: Config | None = None
+    label: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        parts = (self.implementation.name, self.label or str(self.problem), self.variant)
+        return "-".join(parts) + (f"-{self.config}" if self.config is not None else "")
+
+
+def _contiguous(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec.contiguous(spec.shape, spec.dtype)
+
+
+def _padded(spec: TensorSpec, by: int) -> TensorSpec:
+    """Rows cut out of wider ones."""
+    wide = (*spec.shape[:-1], spec.shape[-1] + by)
+    return replace(spec, strides=contiguous_strides(wide))
+
+
+def _transposed(spec: TensorSpec, first: int, second: int) -> TensorSpec:
+    if len(spec.shape) < 2:
+        return spec
+    order = list(range(len(spec.shape)))
+    order[first], order[second] = order[second], order[first]
+    swapped = contiguous_strides([spec.shape[i] for i in order])
+    strides = tuple(swapped[order.index(d)] for d in range(len(order)))
+    return replace(spec, strides=strides)
+
+
+def _broadcast(spec: TensorSpec) -> TensorSpec:
+    if len(spec.shape) < 2:
+        return spec
+    return replace(spec, strides=(0, *contiguous_strides(spec.shape)[1:]))
+
+
+def _far(spec: TensorSpec) -> TensorSpec:
+    """The last row starts past 2**31 elements."""
+    if len(spec.shape) < 2 or spec.shape[0] < 2:
+        return spec
+    step = -(-FAR_ELEMENTS // (spec.shape[0] - 1))
+    return replace(spec, strides=(step + -step % 64, *contiguous_strides(spec.shape)[1:]))
+
+
+LAYOUTS: dict[str, Callable[[TensorSpec], TensorSpec]] = {
+    "contiguous": _contiguous,
+    "sliced": lambda spec: _padded(spec, 16),
+    "ragged": lambda spec: _padded(spec, 1),
+    "transposed": lambda spec: _transposed(spec, -2, -1),
+    "outer-transposed": lambda spec: _transposed(spec, 0, 1) if len(spec.shape) > 2 else spec,
+    "broadcast": _broadcast,
+    "misaligned": lambda spec: replace(spec, aligned=False),
+}
+
+
+def allowed(op: Op, problem: Problem) -> bool:
+    """Whether the op's contract takes this problem."""
+    try:
+        op.validate(problem.meta())
+    except InvalidInputError:
+        return False
+    return True
+
+
+def layouts(op: Op, problem: Problem, far: bool = False) -> Iterator[tuple[str, Problem]]:
+    """The problem with each tensor argument in each layout that the contract allows, or absent where it is optional.
+
+    `far`: only the layouts that reach past 2**31 elements (gigabytes).
+    """
+    seen = {problem}
+    makers = {"far": _far} if far else LAYOUTS
+    for position, (name, arg) in enumerate(problem.args):
+        if not isinstance(arg, TensorSpec):
+            continue
+        variants: dict[str, TensorSpec | None] = {kind: make(arg) for kind, make in makers.items()}
+        if str(op.parsed.arguments[position].type).startswith("Optional[") and not far:
+            variants["absent"] = None
+        for kind, changed in variants.items():
+            args = (*problem.args[:position], (name, changed), *problem.args[position + 1 :])
+            made = Problem(problem.op, args)
+            if made not in seen and allowed(op, made):
+                seen.add(made)
+                yield f"{name}-{kind}", made
+
+
+def problems(op: Op, count: int, largest: int, seed: int = 0) -> list[tuple[str, Problem]]:
+    """`count` problems of adversarial sizes up to `largest` in every dtype in turn, each axis's every size met first.
+
+    Raises:
+        ValueError: the op declares no `sized`.
+    """
+    if op.sized is None:
+        raise ValueError(f"the op {op.name!r} declares no `sized`; add it to make problems of given sizes.")
+    source = random.Random(seed)
+    names = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    sizes = [s for s in SIZES if s <= largest]
+    columns = {name: _shuffled(sizes, source, count) for name in names}
+    dtypes = [str(d).removeprefix("torch.") for d in op.dtypes]
+    made = []
+    for i in range(count):
+        chosen = {name: columns[name][i] for name in names}
+        dtype = dtypes[i % len(dtypes)]
+        label = "x".join(str(s) for s in chosen.values()) + f"-{dtype}"
+        made.append((label, op.sized(chosen, dtype)))
+    return made
+
+
+def _shuffled(sizes: Sequence[int], source: random.Random, count: int) -> list[int]:
+    out: list[int] = []
+    while len(out) < count:
+        out += source.sample(sizes, len(sizes))
+    return out[:count]
+
+
+def configs(
+    implementation: Implementation, problem: Problem, target: Target, count: int, seed: int = 0
+) -> list[Config]:
+    """Up to `count` different valid configs of the space, drawn evenly."""
+    space, source = implementation.space, random.Random(seed)
+    found: dict[Config, None] = {}
+    for _ in range(200 * count):
+        if len(found) == count or space.size <= 1:
+            break
+        point = space.at(source.randrange(space.size), problem, target)
+        if isinstance(point, Config):
+            found.setdefault(point)
+    return list(found)
+
+
+def cases(
+    implementations: Iterable[Implementation],
+    target: Target,
+    *,
+    count: int = 30,
+    largest: int = 1000,
+    dtypes: Sequence[torch.dtype] | None = None,
+    configs_each: int = 2,
+) -> Iterator[Case]:
+    """Every case of these implementations that they support on `target`.
+
+    Sizes (normal values), then layouts and value variants at two sizes, then random configs.
+    """
+    for implementation in implementations:
+        op = implementation.op
+        kept = [str(d).removeprefix("torch.") for d in dtypes or op.dtypes]
+        sized = [
+            (label, p)
+            for label, p in problems(op, count, largest)
+            if next(iter(p.tensors.values())).dtype in kept
+        ]
+        plan = [(label, p, "normal") for label, p in sized]
+        for dtype in kept:
+            for label, base in _bases(op, dtype, largest):
+                plan += [(f"{label}-{kind}", p, "normal") for kind, p in layouts(op, base)]
+                plan += [(label, base, variant) for variant in op.variants]
+        for label, problem, variant in plan:
+            if implementation.why_not(problem, target) is None:
+                yield Case(implementation, problem, variant, label=label)
+        for label, problem in (b for dtype in kept for b in _bases(op, dtype, largest, wide=True)):
+            if implementation.why_not(problem, target) is None:
+                for config in configs(implementation, problem, target, configs_each):
+                    yield Case(implementation, problem, "normal", config, label)
+
+
+def _bases(op: Op, dtype: str, largest: int, wide: bool = False) -> list[tuple[str, Problem]]:
+    """Problems to vary: sizes that tile well, and that do not; with `wide`, also few rows of more than a tile."""
+    assert op.sized is not None
+    names = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    shapes = {"even": (64, 128, 96), "odd": (37, 131, 101)}
+    if wide:
+        shapes["wide"] = (3, 4100, 70)
+    made = []
+    for label, sizes in shapes.items():
+        limit = largest if label != "wide" else max(sizes)
+        chosen = {name: min(size, limit) for name, size in zip(names, sizes, strict=False)}
+        made.append((f"{label}-{dtype}", op.sized(chosen, dtype)))
+    return made
