@@ -14,45 +14,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_cases import FAMILY, KEY, measurement, plan
 
 from gristmill import settings
 from gristmill.cache.database import FILE_NAME, file_system
 from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Measurement, Outcome, Plan
-from gristmill.core.provenance import provenance
-
-KEY = ("op", "M=16,N=4096|x:bfloat16:r", "cuda:sm_90:132:H200")
-FAMILY = "M=*,N=4096|x:bfloat16:r"
-
-
-def measurement(implementation="row", source="s1", at=1.0, device_us=5.0, **knobs):
-    return Measurement(
-        op=KEY[0],
-        candidate=Candidate(implementation, Config(knobs)),
-        source_hash=source,
-        bucket=KEY[1],
-        target=KEY[2],
-        problem='{"op": "op"}',
-        outcome=Outcome("ok", device_us=device_us, repeats=3),
-        provenance=provenance(),
-        measured_at=at,
-    )
-
-
-def plan(bucket=KEY[1], objective="eager", **fields):
-    defaults = {
-        "candidate": Candidate("row", Config({"BLOCK": 64})),
-        "origin": "tuned",
-        "source_hash": "s1",
-        "fallback": Candidate("aten"),
-        "evidence": Outcome("ok", device_us=3.0),
-        "reason": "the fastest",
-        "provenance": provenance(),
-    }
-    return Plan(
-        op=KEY[0], bucket=bucket, target=KEY[2], objective=objective, **{**defaults, **fields}
-    )
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ import time
 import warnings
 
 import pytest
-from test_store import FAMILY, KEY, measurement, plan
-from test_store_faults import fork, in_child
+from store_cases import FAMILY, KEY, fork, in_child, measurement, plan
 
 from gristmill import settings
 from gristmill.cache import lease

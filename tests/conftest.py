@@ -1,0 +1,42 @@
+"""Rules for every test: a plan store of its own, and hypothesis profiles `dev` and `ci`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# No test, nor a process that it starts, may see or change the user's plans. Set before gristmill
+# reads its environment, that is before any test module is imported.
+SCRATCH = Path(tempfile.mkdtemp(prefix="gristmill-tests-"))
+os.environ["GRISTMILL_CACHE_DIR"] = str(SCRATCH / "cache")
+
+# `dev` looks for new examples; `ci` runs the same ones every time, so a red run is a red commit.
+settings.register_profile("dev", max_examples=25, deadline=None)
+settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_unconfigure():
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+def pytest_ignore_collect(collection_path):
+    """The interpreter's tests run with TRITON_INTERPRET=1, in a process of their own."""
+    if collection_path == Path(__file__).parent / "interpret":
+        return True if os.environ.get("TRITON_INTERPRET") != "1" else None
+    return None
+
+
+@pytest.fixture
+def plan_store(tmp_path):
+    """An empty plan store for one test."""
+    from gristmill import settings as library
+    from gristmill.cache.store import store
+
+    with library.override(cache_dir=tmp_path / "cache"):
+        yield store()

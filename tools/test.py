@@ -1,0 +1,169 @@
+"""Every check that this machine can run, in order; the last line is a total like pytest's.
+
+python tools/test.py                           # what `make test` runs
+python tools/test.py --only gpu --json benchmarks/results/H200/tests.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE = """
+import torch
+print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+"""
+
+
+@dataclass
+class Result:
+    """What one step gave; a lint is one test."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def run(command: Sequence[str], **variables: str) -> int:
+    """The exit status of a command, run in the repository with its sources importable."""
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def lint(*command: str) -> Callable[[], Result]:
+    """A step that passes or fails as a whole."""
+
+    def step() -> Result:
+        status = run(command)
+        return Result(passed=int(status == 0), failed=int(status != 0))
+
+    return step
+
+
+def pytest(folder: str, **variables: str) -> Callable[[], Result]:
+    """A step that runs one folder of tests in a process of its own."""
+
+    def step() -> Result:
+        with tempfile.TemporaryDirectory() as scratch:
+            report = Path(scratch) / "report.xml"
+            command = [sys.executable, "-m", "pytest", "-q", folder, f"--junitxml={report}"]
+            status = run(command, HYPOTHESIS_PROFILE="ci", **variables)
+            result = counts(report) if report.exists() else Result()
+        if status != 0 and result.failed == 0:  # it did not get as far as a test
+            result.failed = 1
+        return result
+
+    return step
+
+
+def counts(report: Path) -> Result:
+    """The totals of a JUnit report (errors count as failures)."""
+    suites = ET.parse(report).getroot().iter("testsuite")  # noqa: S314 - pytest wrote it just now
+    total = Result()
+    for suite in suites:
+        number = {k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")}
+        total.failed += number["failures"] + number["errors"]
+        total.skipped += number["skipped"]
+        total.passed += number["tests"] - sum(number[k] for k in ("failures", "errors", "skipped"))
+    return total
+
+
+def lint_imports() -> str:
+    """Where import-linter's command lies: beside this Python, or on the PATH."""
+    beside = Path(sys.executable).with_name("lint-imports")
+    return str(beside) if beside.exists() else shutil.which("lint-imports") or "lint-imports"
+
+
+STEPS = {
+    "ruff": lint(sys.executable, "-m", "ruff", "check", "."),
+    "format": lint(sys.executable, "-m", "ruff", "format", "--check", "."),
+    "pyright": lint(sys.executable, "-m", "pyright"),
+    "imports": lint(lint_imports()),
+    "cpu": pytest("tests/cpu"),
+    "interpret": pytest("tests/interpret", TRITON_INTERPRET="1"),
+    "gpu": pytest("tests/gpu"),
+}
+
+
+def output(*command: str) -> str:
+    """What a command prints; empty where it fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def record(path: Path, results: dict[str, Result], total: Result, device: str, commit: str) -> None:
+    """Write the counts, and what they were counted on, as JSON."""
+    data = {
+        "commit": commit or output("git", "rev-parse", "HEAD"),
+        "changed_files": output("git", "diff", "--name-only", "HEAD").splitlines(),
+        "device": device or "cpu",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "triton": version("triton"),
+        "total": asdict(total),
+        "steps": {name: asdict(result) for name, result in results.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=STEPS, help="run these steps alone")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the counts here")
+    parser.add_argument("--commit", default="", help="for --json, where there is no git folder")
+    options = parser.parse_args()
+    device = output(sys.executable, "-c", DEVICE)
+    names = options.only or [name for name in STEPS if name != "gpu" or device]
+    results: dict[str, Result] = {}
+    for name in names:
+        print(f"--- {name}", flush=True)
+        start = time.monotonic()
+        results[name] = STEPS[name]()
+        results[name].seconds = round(time.monotonic() - start, 1)
+    total = Result()
+    print("---")
+    for name, result in results.items():
+        total = Result(
+            *(getattr(total, k) + getattr(result, k) for k in ("passed", "failed", "skipped")),
+            seconds=round(total.seconds + result.seconds, 1),
+        )
+        verdict = "FAILED" if result.failed else "ok"
+        print(f"{name:<10} {verdict:<7} {result.passed:>5} passed {result.seconds:>7.1f} s")
+    if options.json:
+        record(options.json, results, total, device, options.commit)
+    print(
+        f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped "
+        f"in {total.seconds:.1f} s"
+    )
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
