@@ -13,7 +13,7 @@ system_python=${PYTHON:-python3}
 python=.venv/bin/python
 
 has_gpu() { nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
-pip() { "$python" -m pip --disable-pip-version-check install --quiet "$@"; }
+pip() { "$python" -m pip --disable-pip-version-check install -qq "$@"; }
 
 # Where the system's torch with CUDA lies; fails where there is none.
 system_torch() {
