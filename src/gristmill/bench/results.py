@@ -1,0 +1,153 @@
+"""The results of a benchmark, as values and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gristmill.bench.stamp import Stamp
+from gristmill.core.plan import Objective
+
+RowStatus = Literal["ok", "wrong", "failed", "unsupported"]
+
+
+@dataclass(frozen=True, slots=True)
+class Versus:
+    """The selected plan against one other provider, under one objective.
+
+    Attributes:
+        speedup: other time over ours (above 1: ours is faster), with its 95% bootstrap interval
+            `low`..`high`.
+        never_slower: the interval reaches 0.98, or the two are within 0.3 us; `None` for fewer than
+            50 pairs.
+    """
+
+    provider: str
+    objective: Objective
+    speedup: float
+    low: float
+    high: float
+    never_slower: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One provider on one problem.
+
+    Attributes:
+        status: `ok`; `wrong` (outside the error bounds: not timed); `failed` (raised);
+            `unsupported` (cannot run the problem here, and says so).
+        error: the worst error as a share of its bound.
+        device_us: median device time, L2 flushed by reading. host_us: host time to issue a call;
+            `None` on a CPU, where the call is its own device.
+        eager_us: the longer of the two. graph_us: median inside a replayed CUDA graph.
+        bytes_per_s, flops_per_s: the problem's least bytes, and its operations, over `device_us`.
+        roofline_share: the roofline's time over `device_us`.
+        speedup: `eager_us` of the fastest provider that a user has without us over this one's.
+    """
+
+    provider: str
+    role: str
+    status: RowStatus
+    what: str = ""
+    reason: str = ""
+    error: float | None = None
+    device_us: float | None = None
+    host_us: float | None = None
+    eager_us: float | None = None
+    graph_us: float | None = None
+    bytes_per_s: float | None = None
+    flops_per_s: float | None = None
+    roofline_share: float | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One problem: its rows, and the verdicts on the selected plan.
+
+    Attributes:
+        limit: what the roofline is set by: `memory` or `compute`. roofline_us: the least time.
+        pairs: interleaved launches of each provider.
+        baseline: the fastest provider that a user has without us (eager).
+    """
+
+    workload: str
+    problem: str
+    flops: int
+    size_bytes: int
+    rows: tuple[Row, ...]
+    versus: tuple[Versus, ...] = ()
+    pairs: int = 0
+    limit: str = ""
+    roofline_us: float | None = None
+    baseline: str | None = None
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the problem could not be benchmarked, or a provider raised or was wrong."""
+        return bool(self.reason) or any(row.status in ("wrong", "failed") for row in self.rows)
+
+    @property
+    def slower(self) -> bool:
+        """Whether the selected plan is slower than another provider, under either objective."""
+        return any(v.never_slower is False for v in self.versus)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A benchmark of one op: results with the ceilings and versions that they were measured
+    under."""
+
+    op: str
+    stamp: Stamp
+    ceilings: Mapping[str, Any]
+    results: tuple[Result, ...]
+    skipped: tuple[str, ...] = ()
+    matrix: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        return any(result.failed for result in self.results)
+
+    @property
+    def slower(self) -> bool:
+        return any(result.slower for result in self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write the report, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read what `save` wrote."""
+        data = json.loads(path.read_text())
+        results = tuple(
+            Result(
+                **{
+                    **r,
+                    "rows": tuple(Row(**row) for row in r["rows"]),
+                    "versus": tuple(Versus(**v) for v in r["versus"]),
+                }
+            )
+            for r in data["results"]
+        )
+        return cls(
+            **{
+                **data,
+                "stamp": Stamp(**data["stamp"]),
+                "results": results,
+                "skipped": tuple(data["skipped"]),
+            }
+        )

@@ -1,0 +1,230 @@
+"""One problem benchmarked: every provider checked, then all of them timed in turns."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gristmill.bench.providers import COPY, Provider, make_provider
+from gristmill.bench.results import Result, Row, Versus
+from gristmill.bench.roofline import Ceilings, Roofline, copy_call, roofline
+from gristmill.core.op import Op, Workload, as_tuple
+from gristmill.core.plan import Objective
+from gristmill.errors import UnsupportedProblemError
+from gristmill.measure.statistics import median, never_slower, paired_ratio
+from gristmill.measure.timing import timer
+from gristmill.verify import compare, truth
+
+MIN_PAIRS = 50  # below this there is no verdict
+HOST_ROUNDS = 3
+BLOCKS = 12  # of rounds; each has an order of its own
+REASON_CHARS = 300
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Times of one provider, in the order of the rounds that all providers took turns in (us); no
+    host time on a CPU, where the call is its own device."""
+
+    device: list[float]
+    host: list[float]
+    graph: list[float] | None
+
+    @property
+    def eager(self) -> list[float]:
+        """The longer of device and host time of each round; host time has few rounds and is
+        repeated."""
+        if not self.host:
+            return self.device
+        return [max(d, self.host[i % len(self.host)]) for i, d in enumerate(self.device)]
+
+
+def run_workload(
+    op: Op,
+    workload: Workload,
+    names: Sequence[str],
+    device: torch.device,
+    ceilings: Ceilings,
+    pairs: int,
+    seed: int,
+) -> Result:
+    """The result of one workload; what fails is a row with its reason, never an exception."""
+    cost = op.cost(workload.problem)
+    base = Result(workload.name, str(workload.problem), cost.flops, cost.size_bytes, ())
+    try:
+        generator = torch.Generator(device).manual_seed(seed)
+        values = op.inputs(workload.problem, generator, op.variants[0])
+        rows, ready = _prepare(op, workload, names, values)
+        samples = _time([p for p, _ in ready], device, pairs)
+        copy_us = _copy_us(ready, samples, cost.size_bytes, device)
+    except (
+        Exception
+    ) as error:  # out of memory, a reference that raises: the next workload may do better
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return replace(base, reason=_reason(error))
+    dtype = next(iter(workload.problem.tensors.values())).torch_dtype
+    roof = roofline(cost, copy_us, ceilings.matrix(dtype) if op.matrix else None)
+    rows += [
+        _row(base, provider, error, s, roof)
+        for (provider, error), s in zip(ready, samples, strict=True)
+    ]
+    order = {name: i for i, name in enumerate(names)}
+    rows.sort(key=lambda row: order[row.provider])
+    rows, baseline = _speedups(rows)
+    versus = _versus([p for p, _ in ready], samples)
+    return replace(
+        base,
+        rows=tuple(rows),
+        versus=versus,
+        pairs=pairs,
+        limit=roof.limit,
+        roofline_us=roof.time_us,
+        baseline=baseline,
+    )
+
+
+def _prepare(
+    op: Op, workload: Workload, names: Sequence[str], values: tuple[Any, ...]
+) -> tuple[list[Row], list[tuple[Provider, float | None]]]:
+    """Rows of the providers that fail or are wrong; the others with their errors."""
+    rows: list[Row] = []
+    ready: list[tuple[Provider, float | None]] = []
+    references, magnitudes = truth(op, values)
+    bounds = op.bounds(workload.problem)
+    for name in names:
+        try:
+            provider = make_provider(name, op, workload.problem, values)
+            outputs = as_tuple(provider.call())
+            if provider.role == "ceiling":
+                ready.append((provider, None))
+                continue
+            verdict = compare(outputs, references, magnitudes, bounds)
+        except UnsupportedProblemError as error:
+            rows.append(Row(name, "", "unsupported", reason=str(error)[:REASON_CHARS]))
+            continue
+        except Exception as error:  # a provider may raise anything: that is its row
+            rows.append(Row(name, "", "failed", reason=_reason(error)))
+            continue
+        if verdict.ok:
+            ready.append((provider, verdict.error))
+        else:
+            reason = verdict.reason
+            rows.append(
+                Row(name, provider.role, "wrong", provider.what, reason, error=verdict.error)
+            )
+    return rows, ready
+
+
+def _time(providers: Sequence[Provider], device: torch.device, pairs: int) -> list[Samples]:
+    clock = timer(device)
+    calls: list[Callable[[], Any]] = [p.call for p in providers]
+    hosts: list[list[float]] = [[] for _ in calls]
+    with torch.no_grad():
+        warm = [median(times) for times in clock.device_us(calls, 3)]
+        if device.type != "cpu":
+            for _ in range(HOST_ROUNDS):
+                for call, us, times in zip(calls, warm, hosts, strict=True):
+                    times.append(clock.host_us(call, us))
+        slowest = max(map(max, filter(None, hosts)), default=0.0)
+        devices = _shuffled(calls, pairs, lambda some, count: clock.device_us(some, count, slowest))
+        graphs = clock.graph_us([p.graph_call for p in providers], pairs)
+    return [Samples(d, h, g) for d, h, g in zip(devices, hosts, graphs, strict=True)]
+
+
+def _shuffled(
+    calls: Sequence[Callable[[], Any]],
+    pairs: int,
+    measure: Callable[[list[Callable[[], Any]], int], list[list[float]]],
+) -> list[list[float]]:
+    """Samples of `calls` in turns, in another order every few rounds: what runs before a call
+    matters (a parallel region
+    leaves threads spinning: 10 us of 28 for the call after it, seen on a CPU)."""
+    shuffle = random.Random(0)
+    samples: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    for block in range(BLOCKS):
+        repeats = pairs * (block + 1) // BLOCKS - pairs * block // BLOCKS
+        shuffle.shuffle(order)
+        for index, times in zip(order, measure([calls[i] for i in order], repeats), strict=True):
+            samples[index] += times
+    return samples
+
+
+def _copy_us(
+    ready: Sequence[tuple[Provider, float | None]],
+    samples: Sequence[Samples],
+    size_bytes: int,
+    device: torch.device,
+) -> float:
+    """The copy's time in this run, in turns with the others where it is one of the columns."""
+    for (provider, _), sample in zip(ready, samples, strict=True):
+        if provider.name == COPY:
+            return median(sample.device)
+    call = copy_call(size_bytes, device)
+    call()
+    return median(timer(device).device_us([call], 25)[0])
+
+
+def _row(
+    base: Result, provider: Provider, error: float | None, samples: Samples, roof: Roofline
+) -> Row:
+    device_us = median(samples.device)
+    computes = provider.role != "ceiling"
+    return Row(
+        provider=provider.name,
+        role=provider.role,
+        status="ok",
+        what=provider.what,
+        error=error,
+        device_us=device_us,
+        host_us=median(samples.host) if samples.host else None,
+        eager_us=median(samples.eager),
+        graph_us=median(samples.graph) if samples.graph else None,
+        bytes_per_s=base.size_bytes / device_us * 1e6,
+        flops_per_s=base.flops / device_us * 1e6 if computes else None,
+        roofline_share=roof.time_us / device_us if computes else None,
+    )
+
+
+def _speedups(rows: Sequence[Row]) -> tuple[list[Row], str | None]:
+    others = [
+        (r.eager_us, r.provider) for r in rows if r.role == "other" and r.eager_us is not None
+    ]
+    if not others:
+        return list(rows), None
+    best_us, baseline = min(others)
+    return [
+        replace(r, speedup=best_us / r.eager_us) if r.eager_us and r.role != "ceiling" else r
+        for r in rows
+    ], baseline
+
+
+def _versus(providers: Sequence[Provider], samples: Sequence[Samples]) -> tuple[Versus, ...]:
+    ours = next((s for p, s in zip(providers, samples, strict=True) if p.role == "selected"), None)
+    if ours is None:
+        return ()
+    found: list[Versus] = []
+    for provider, theirs in zip(providers, samples, strict=True):
+        if provider.role != "other":
+            continue
+        found.append(_verdict(provider.name, "eager", ours.eager, theirs.eager))
+        if ours.graph and theirs.graph:
+            found.append(_verdict(provider.name, "graph", ours.graph, theirs.graph))
+    return tuple(found)
+
+
+def _verdict(name: str, objective: Objective, ours: list[float], theirs: list[float]) -> Versus:
+    ratio = paired_ratio(theirs, ours)
+    enough = min(len(ours), len(theirs)) >= MIN_PAIRS
+    verdict = never_slower(ours, theirs) if enough else None
+    return Versus(name, objective, ratio.value, ratio.low, ratio.high, verdict)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:REASON_CHARS]

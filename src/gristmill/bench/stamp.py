@@ -1,0 +1,79 @@
+"""What a report has to say of how it came about: versions, device, commit, date and command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gristmill import __version__
+from gristmill.core.provenance import provenance
+from gristmill.core.target import device_target
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """How a report came about.
+
+    Attributes:
+        device, target: the device's name and the store's key of it.
+        versions: of gristmill, torch, Triton, CUDA and the driver.
+        commit: the checkout's commit; `None` outside one. dirty: whether it had local changes.
+        date: UTC, ISO 8601. command: the command line.
+    """
+
+    device: str
+    target: str
+    versions: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    date: str
+    command: str
+
+    @classmethod
+    def of(cls, device: torch.device, commit: str | None = None) -> Stamp:
+        """The stamp of a report made now on `device`; `commit` where the tree here is a copy that
+        does not know it."""
+        target = device_target(device)
+        found = _git("rev-parse", "HEAD")
+        status = _git("status", "--porcelain")
+        return cls(
+            device=target.name,
+            target=target.key,
+            versions={"gristmill": __version__, **json.loads(provenance())},
+            commit=found or commit,
+            dirty=None if status is None else bool(status),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=_command(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return f"{name} {shlex.join(sys.argv[1:])}".strip()
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout that this file is in; `None` where it is in none."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

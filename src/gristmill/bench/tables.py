@@ -1,0 +1,183 @@
+"""The benchmark tables of a Markdown file, regenerated from committed results: `python -m
+gristmill.bench.tables README.md`.
+
+Replaces what stands between `<!-- benchmarks:begin -->` and `<!-- benchmarks:end -->` by one table
+per op and device in `benchmarks/results/<device>/<op>.json`. With `--check`, changes nothing and
+fails where the file is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gristmill.bench.report import ceilings_text, rate_text
+from gristmill.bench.results import Report, Result, Row
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+NOTHING = "Not measured yet: no results are committed under `benchmarks/results`."
+OVERHEAD = "overhead.json"
+OPS = ("rms_norm", "matmul")
+
+
+def tables(results: Path) -> str:
+    """The Markdown of every device's results under this folder."""
+    parts: list[str] = []
+    for folder in sorted(p for p in results.glob("*") if p.is_dir()):
+        paths = [path for path in (folder / f"{op}.json" for op in OPS) if path.exists()]
+        parts += [report_markdown(Report.load(path)) for path in paths]
+        if (folder / OVERHEAD).exists():
+            parts.append(overhead_markdown(folder / OVERHEAD))
+    return "\n\n".join(parts) or NOTHING
+
+
+def report_markdown(report: Report) -> str:
+    """One op on one device: a line a workload, losses included, with where the numbers come
+    from."""
+    others = list(
+        dict.fromkeys(row.provider for r in report.results for row in r.rows if row.role == "other")
+    )
+    header = [
+        "workload",
+        *(f"{name} us" for name in others),
+        "gristmill us",
+        "plan",
+        "rate",
+        "roofline",
+        "speed-up",
+        "verdict",
+    ]
+    lines = [
+        f"**{report.op}**, {report.stamp.device}: {ceilings_text(report)}",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|---|" + "---:|" * (len(others) + 1) + "---|---:|---:|---:|---|",
+    ]
+    lines += [
+        "| " + " | ".join(_line(result, others, report.matrix)) + " |" for result in report.results
+    ]
+    lines += ["", _summary(report)]
+    if report.skipped:
+        lines += ["", f"Not run, out of time: {', '.join(report.skipped)}."]
+    versions = report.stamp.versions
+    commit = (report.stamp.commit or "unknown commit")[:12]
+    commit += " with local changes" if report.stamp.dirty else ""
+    software = f"torch {versions.get('torch')}, Triton {versions.get('triton')}"
+    lines += ["", f"{report.stamp.date[:10]}, {commit}, {software}."]
+    return "\n".join(lines)
+
+
+def _line(result: Result, others: Sequence[str], matrix: bool) -> list[str]:
+    rows = {row.provider: row for row in result.rows}
+    selected = next((row for row in result.rows if row.role == "selected"), None)
+    cells = [result.workload, *(_time(rows.get(name)) for name in others)]
+    if selected is None or selected.status != "ok":
+        reason = result.reason or (selected.reason if selected else "not run")
+        return [*cells, "failed", reason.replace("|", "/")[:80], "", "", "", ""]
+    losses = [
+        f"{v.provider}, {v.objective}: {v.speedup:.2f}x"
+        for v in result.versus
+        if v.never_slower is False
+    ]
+    unsure = any(v.never_slower is None for v in result.versus)
+    verdict = (
+        f"slower ({'; '.join(losses)})" if losses else "too few pairs" if unsure else "never slower"
+    )
+    return [
+        *cells,
+        _time(selected),
+        selected.what.split()[0],
+        rate_text(selected, result, matrix),
+        f"{selected.roofline_share:.0%}" if selected.roofline_share is not None else "",
+        f"{selected.speedup:.2f}x" if selected.speedup is not None else "",
+        verdict,
+    ]
+
+
+def _time(row: Row | None) -> str:
+    """Device time, and host time where a call is bound by it."""
+    if row is None or row.device_us is None:
+        return "-" if row is None or row.status == "unsupported" else row.status
+    text = f"{row.device_us:,.1f}"
+    return (
+        f"{text} (host {row.host_us:.1f})" if row.host_us and row.host_us > row.device_us else text
+    )
+
+
+def _summary(report: Report) -> str:
+    selected = [
+        row for r in report.results for row in r.rows if row.role == "selected" and row.speedup
+    ]
+    judged = [r for r in report.results if r.versus]
+    never = sum(all(v.never_slower for v in r.versus) for r in judged)
+    text = f"Never slower on {never} of {len(judged)} workloads"
+    if selected:
+        mean = math.exp(sum(math.log(row.speedup or 1.0) for row in selected) / len(selected))
+        text += (
+            f"; the plan's speed-up over the fastest other provider: {mean:.2f}x, geometric mean"
+        )
+    return text + "."
+
+
+def overhead_markdown(path: Path) -> str:
+    """Host time of a call against the floor, and what a new process pays."""
+    data = json.loads(path.read_text())
+    times = data["host_times"]
+    lines = [f"**Host time of a call**, {data['stamp']['device']}: {times['problem']}", ""]
+    lines += ["| call | us | over F |", "|---|---:|---:|"]
+    for name, us in times["times_us"].items():
+        ratio = times["ratios"].get(name)
+        lines.append(f"| {name} | {us:.2f} | {f'{ratio[0]:.2f}x' if ratio else ''} |")
+    lines += [
+        "",
+        "F is `empty_like` and `CompiledKernel.run` of the same kernel."
+        if times["ratios"]
+        else times["reason"],
+    ]
+    lines += ["", f"`import gristmill` adds {data['import_ms']:.1f} ms to `import torch`."]
+    for got in data["get_op"]:
+        lines.append(
+            f"A `get_op` of rms_norm {got['rows']}x{got['width']} in a new process takes "
+            f"{got['get_op_ms']:.1f} ms "
+            f"({got['implementation']}, {got['origin']})."
+        )
+    return "\n".join(lines)
+
+
+def replaced(text: str, content: str) -> str:
+    """`text` with `content` between the markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(
+            f"the file has no {BEGIN} ... {END}; add the two lines where the tables go"
+        )
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def main() -> int:
+    """Rewrite the tables of the file that the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path, nargs="?", default=Path("README.md"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail where the file is not up to date"
+    )
+    arguments = parser.parse_args()
+    old = arguments.file.read_text()
+    new = replaced(old, tables(arguments.results))
+    if arguments.check:
+        if new != old:
+            command = f"python -m gristmill.bench.tables {arguments.file}"
+            raise SystemExit(f"{arguments.file} is not up to date: run `{command}`")
+        return 0
+    arguments.file.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Show every candidate of a problem: its time, its error, chosen or why not.
+
+Reads the plan store and measures nothing; `gristmill tune` measures.
+
+    gristmill explain rms_norm --workload llama3-8b-m512
+    gristmill explain matmul --shape a=512x4096 --shape b=4096x6144:t --dtype bfloat16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gristmill.cli.options import (
+    Device,
+    DType,
+    Json,
+    ObjectiveName,
+    OpName,
+    Scalars,
+    Shapes,
+    Workloads,
+)
+from gristmill.cli.output import console, print_json, table
+from gristmill.cli.problems import chosen_device, objective_named, requested
+from gristmill.core.registry import load
+from gristmill.core.target import device_target
+from gristmill.errors import InvalidInputError
+from gristmill.selection.explain import HEADINGS, ROWS, Explanation, cells, explain
+
+app = typer.Typer(add_completion=False)
+
+Rows = Annotated[int, typer.Option("--rows", min=1, help="How many candidates to show.")]
+
+
+@app.command()
+def command(
+    op: OpName,
+    workload: Workloads = None,
+    shape: Shapes = None,
+    scalar: Scalars = None,
+    dtype: DType = "bfloat16",
+    device: Device = None,
+    objective: ObjectiveName = "eager",
+    rows: Rows = ROWS,
+    as_json: Json = False,
+) -> None:
+    spec = load(op)
+    problems = requested(spec, workload, shape, scalar, dtype)
+    if not problems:
+        raise InvalidInputError(
+            f"no problem of `{op}` is named; `gristmill explain` needs one. "
+            "Add `--workload NAME` (`gristmill list OP` shows them) or `--shape`."
+        )
+    target, wanted = device_target(chosen_device(device)), objective_named(objective)
+    explanations = [explain(spec, w.problem, target, wanted) for w in problems]
+    if as_json:
+        print_json({"explanations": [e.to_json() for e in explanations]})
+        return
+    for explanation in explanations:
+        print_explanation(console(), explanation, rows)
+
+
+def print_explanation(out: Console, explanation: Explanation, rows: int = ROWS) -> None:
+    """The plan, the candidates, and what each constraint of a space rejected."""
+    plan = explanation.plan
+    out.print(
+        f"[bold]{escape(explanation.problem)}[/] on {escape(explanation.target)}", soft_wrap=True
+    )
+    out.print(f"plan ({explanation.objective}): [bold]{escape(str(plan.candidate))}[/]")
+    out.print(f"why: {plan.origin}; {escape(plan.reason)}")
+    if plan.revalidate:
+        out.print(
+            "[yellow]measured under other versions of torch, Triton or the driver: tune again[/]"
+        )
+    out.print(_candidates(explanation, rows))
+    if len(explanation.rows) > rows:
+        out.print(f"... and {len(explanation.rows) - rows} more (--rows shows them)")
+    for name, reasons in explanation.rejections.items():
+        total = sum(reasons.values())
+        out.print(f"{escape(name)}: {total:,} points of its space are rejected")
+        for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+            out.print(f"  {count:>7,}  {escape(reason)}")
+
+
+def _candidates(explanation: Explanation, count: int) -> Table:
+    # The reason for the choice stands above the table.
+    shown = [replace(row, note="") if row.chosen else row for row in explanation.rows[:count]]
+    texts = [cells(row) for row in shown]
+    # A column that is empty for every row (no graphs on a CPU, no registers of a vendor call) is
+    # left out.
+    keep = [i for i, _ in enumerate(HEADINGS) if i == 0 or any(line[i] for line in texts)]
+    headings = [HEADINGS[i] for i in keep]
+    rows = table(
+        *headings, right=[h for h in headings if h.endswith(" us") or h in ("error/bound", "regs")]
+    )
+    for row, line in zip(shown, texts, strict=True):
+        style = "bold green" if row.chosen else "dim" if row.status not in ("ok", "slow") else ""
+        rows.add_row(*(escape(line[i]) for i in keep), style=style)
+    return rows
+
+
+def headline(explanations: Sequence[Explanation]) -> str:
+    """One line for several explanations: how many problems, and who was chosen how often."""
+    names = [e.plan.candidate.implementation for e in explanations]
+    counts = ", ".join(f"{name} {names.count(name)}" for name in dict.fromkeys(names))
+    return f"{len(explanations)} problems; chosen: {counts}"
