@@ -14,6 +14,9 @@ from hypothesis import settings
 # reads its environment, that is before any test module is imported.
 SCRATCH = Path(tempfile.mkdtemp(prefix="gristmill-tests-"))
 os.environ["GRISTMILL_CACHE_DIR"] = str(SCRATCH / "cache")
+# Processes that a test starts see the sources that it sees (`pythonpath` in pyproject.toml).
+SOURCES = [str(Path(__file__).parents[1] / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(SOURCES)
 
 # `dev` looks for new examples; `ci` runs the same ones every time, so a red run is a red commit.
 settings.register_profile("dev", max_examples=25, deadline=None)
