@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import settings
 
 # No test, nor a process that it starts, may see or change the user's plans. Set before gristmill
 # reads its environment, that is before any test module is imported.
+PLUGINS = Path(__file__).parent / "plugins"
 SCRATCH = Path(tempfile.mkdtemp(prefix="gristmill-tests-"))
 os.environ["GRISTMILL_CACHE_DIR"] = str(SCRATCH / "cache")
 # Processes that a test starts see the sources that it sees (`pythonpath` in pyproject.toml).
@@ -36,10 +39,26 @@ def pytest_ignore_collect(collection_path):
 
 
 @pytest.fixture
-def plan_store(tmp_path):
-    """An empty plan store for one test."""
+def fresh_store(tmp_path):
+    """An empty plan store for one test, and no bound call that remembers another one's plan."""
     from gristmill import settings as library
     from gristmill.cache.store import store
+    from gristmill.ops._dispatch import forget
+
+    def forget_all():
+        for name in ("matmul", "rms_norm", "twice"):
+            forget(name)
 
     with library.override(cache_dir=tmp_path / "cache"):
+        forget_all()
         yield store()
+    forget_all()
+
+
+@pytest.fixture
+def faulty():
+    """The plug-in op `twice`, whose implementations fail in every way; known here and, by its entry
+    point, in workers."""
+    if str(PLUGINS) not in sys.path:
+        sys.path.insert(0, str(PLUGINS))
+    return importlib.import_module("gristmill_faulty")

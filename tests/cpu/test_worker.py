@@ -3,8 +3,8 @@ on."""
 
 from __future__ import annotations
 
-import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +92,7 @@ def test_the_worker_dies_with_its_parent():
     assert process is not None
     child._lines.connection.close()
     assert process.wait(timeout=20) is not None
+    child.stop()
 
 
 def test_a_worker_that_cannot_start_says_why():
@@ -126,7 +127,7 @@ def _implementations():
 
 
 def test_the_parent_keeps_its_signal_handlers_and_files(measurer):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(2):
         measurer.measure(Candidate("traps"), None)
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2

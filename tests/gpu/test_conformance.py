@@ -1,5 +1,5 @@
-"""Every implementation against its op's contract, on the GPU: adversarial sizes, layouts, values and configs, in every dtype;
-real workloads; tensors that reach past 2**31 elements."""
+"""Every implementation against its op's contract, on the GPU: adversarial sizes, layouts, values
+and configs, in every dtype; real workloads; tensors that reach past 2**31 elements."""
 
 import pytest
 import torch
@@ -75,7 +75,10 @@ def test_offsets_past_32_bits(case):
 
 BREAK = {
     "rms_norm": ("/ N + eps", "/ BLOCK_N + eps"),
-    "matmul": ("acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)", "acc = tl.full((BLOCK_M, BLOCK_N), 1.0, tl.float32)"),
+    "matmul": (
+        "acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)",
+        "acc = tl.full((BLOCK_M, BLOCK_N), 1.0, tl.float32)",
+    ),
 }
 
 

@@ -96,14 +96,14 @@ def test_capture_of_a_bound_call_replays_on_new_values(cuda, fresh_store, name):
     from gristmill.core.registry import implementation
     from gristmill.core.target import device_target
 
-    x, weight, eps = values = _rms(cuda, 64, 1024)
+    values = _rms(cuda, 64, 1024)
     impl = implementation("rms_norm", name)
     call = bind(impl, impl.config(None, impl.op.problem(values), device_target(cuda)), values)
     call(*values)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = call(*values)
-    x.copy_(torch.randn_like(x))
+    values[0].copy_(torch.randn_like(values[0]))
     graph.replay()
     torch.cuda.synchronize()
     assert _right("rms_norm", values, output).ok
@@ -113,9 +113,32 @@ def test_tuning_is_refused_during_capture(cuda, fresh_store):
     x, weight, _ = _rms(cuda, 64, 4096)
     gm.rms_norm(x, weight)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device=cuda)  # an empty graph warns
         with pytest.raises(gm.TuningError, match="during CUDA-graph capture"):
             gm.tune("rms_norm", (x, weight))
-        assert gm.get_op("rms_norm", (x, weight)).plan.origin == "prior"
+        bound = gm.get_op("rms_norm", (x, weight))
+        assert bound.plan.origin == "prior"
+
+
+def test_a_preloaded_operator_may_be_called_first_under_capture(cuda, fresh_store):
+    values = x, weight, _ = _rms(cuda, 64, 2048)
+    bound = gm.get_op("rms_norm", (x, weight), tune="never").preload()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = bound(x, weight)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert _right("rms_norm", values, output).ok
+
+
+def test_a_bound_launch_keeps_no_tensor_alive(cuda, fresh_store):
+    x, weight, _ = _rms(cuda, 1024, 4096)
+    bound = gm.get_op("rms_norm", (x, weight), tune="never")
+    bound(x, weight), gm.rms_norm(x, weight)
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    del x
+    assert held - torch.cuda.memory_allocated() >= 1024 * 4096 * 2
 
 
 def test_gradients_flow_and_agree_with_float64(cuda, fresh_store):

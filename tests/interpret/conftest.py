@@ -2,4 +2,6 @@
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: it is read when a kernel is decorated
+os.environ["TRITON_INTERPRET"] = (
+    "1"  # before Triton is imported: it is read when a kernel is decorated
+)

@@ -1,5 +1,5 @@
-"""Every Triton implementation against its op's contract, in the interpreter (float16 and float32: it rounds bfloat16
-stores towards zero and multiplies bfloat16 tiles wrongly)."""
+"""Every Triton implementation against its op's contract, in the interpreter (float16 and float32:
+it rounds bfloat16 stores towards zero and multiplies bfloat16 tiles wrongly)."""
 
 import pytest
 import torch
@@ -81,7 +81,11 @@ MUTATIONS = {
     ],
     "matmul/persistent_tma": [
         ("range(tiles_k)", "range(tiles_k - 1)", "normal"),
-        ("acc = tl.dot(x, y, acc)", "acc = tl.dot(x, y, acc).to(tl.float16).to(tl.float32)", "normal"),
+        (
+            "acc = tl.dot(x, y, acc)",
+            "acc = tl.dot(x, y, acc).to(tl.float16).to(tl.float32)",
+            "normal",
+        ),
         ("row, col = out_m * BLOCK_M,", "row, col = out_m * BLOCK_M + 1,", "normal"),
     ],
 }

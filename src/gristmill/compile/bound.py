@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,38 +14,69 @@ from gristmill.core.problem import TensorSpec
 
 BoundCall = Callable[..., Any]
 
+# The whole call is one generated function: no argument list is built, no loop runs (see `hot`).
+SOURCE = """
+def call({names}):
+    {allocate}
+    if current() == index:
+        {launch}
+    else:
+        with guard(index):
+            {launch}
+    return {result}
+"""
+
 
 def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]) -> BoundCall:
-    """A callable of the op's arguments (all of them, in the schema's order) that runs
-    `implementation` with `config`.
+    """A callable of the op's arguments (all of them, in the schema's order).
 
-    A Triton implementation's is valid for the call key of `values`: same shapes, strides, dtypes,
-    device, alignment and scalars. May compile: a Triton kernel for less than a second, a `compiled`
-    implementation for many.
+    It runs `implementation` with `config`. A Triton implementation's is valid for the call key of
+    `values`: same shapes, strides, dtypes, device, alignment and scalars. May compile: a Triton
+    kernel for less than a second, a `compiled` implementation for many.
     """
     if implementation.call is not None:
         return implementation.call
     if implementation.build is not None:
         return implementation.build(implementation.op.problem(values))
     outputs, workspace = implementation.allocate(values, config)
-    launches = implementation.launches(values, outputs, workspace, config)
-    if not EXECUTOR.can_bind(launches):
-        return _unbound(implementation, config)
-    device = implementation.op.device(values)
-    used = [i for i, v in enumerate(values) if isinstance(v, torch.Tensor)]
-    slots = [*(values[i] for i in used), *outputs, *workspace]
-    launch = EXECUTOR.bind(launches, slots, device)
-    problem = implementation.op.problem(values)
-    make_outputs = [_maker(spec, values, device) for spec in implementation.op.outputs(problem)]
-    make_workspace = [
-        _maker(spec, values, device) for spec in implementation.workspace(problem, config)
+    launches = [
+        launch
+        for launch in implementation.launches(values, outputs, workspace, config)
+        if 0 not in launch.grid
     ]
-    if len(make_outputs) == 1 and not make_workspace:
-        return _single_output(launch, used, make_outputs[0], device)
-    return _general(launch, used, make_outputs, make_workspace, device)
+    device = implementation.op.device(values)
+    names = implementation.op.names
+    tensors = {
+        name: v for name, v in zip(names, values, strict=True) if isinstance(v, torch.Tensor)
+    }
+    tensors.update({f"output_{i}": t for i, t in enumerate(outputs)})
+    tensors.update({f"workspace_{i}": t for i, t in enumerate(workspace)})
+    slots = list(tensors.values())
+    bound = [EXECUTOR.bind(launch, slots, device) for launch in launches]
+    if not bound or None in bound:
+        return _unbound(implementation, config)
+    scope: dict[str, Any] = {f"launch_{i}": function for i, function in enumerate(bound)}
+    addresses = ", ".join(f"{name}.data_ptr()" for name in tensors)
+    steps = [f"launch_{i}({addresses})" for i in range(len(bound))]
+    made = [name for name in tensors if name not in names]
+    allocations = [f"{name} = {_maker(name, tensors, names, scope)}" for name in made]
+    results = [f"output_{i}" for i in range(len(outputs))]
+    source = SOURCE.format(
+        names=", ".join(names),
+        allocate="; ".join(allocations) or "pass",
+        launch="; ".join(steps) or "pass",
+        result=", ".join(results),
+    )
+    scope.update(current=torch.cuda.current_device, guard=torch.cuda.device, index=device.index)
+    if device.type == "cuda":
+        scope["current"] = torch._C._cuda_getDevice
+    exec(source, scope)
+    return scope["call"]
 
 
 def _unbound(implementation: Implementation, config: Config) -> BoundCall:
+    """Launches afresh at every call (the interpreter, empty tensors)."""
+
     def call(*values: Any) -> Any:
         outputs, workspace = implementation.allocate(values, config)
         EXECUTOR.run(implementation.launches(values, outputs, workspace, config))
@@ -55,55 +86,27 @@ def _unbound(implementation: Implementation, config: Config) -> BoundCall:
 
 
 def _maker(
-    spec: TensorSpec, values: Sequence[Any], device: torch.device
-) -> Callable[..., torch.Tensor]:
-    """How to allocate `spec` for a call, in the cheapest way: `empty_like` of an argument costs 1.4
-    us, `empty` 2.2."""
-    for index, value in enumerate(values):
-        if isinstance(value, torch.Tensor) and TensorSpec.of(value) == spec and spec.is_contiguous:
-            return lambda values: torch.empty_like(values[index])
-    shape, dtype = spec.shape, spec.torch_dtype
-    for index, value in enumerate(values):
-        if isinstance(value, torch.Tensor) and value.dtype is dtype:
-            return lambda values: values[index].new_empty(shape)
-    return lambda values: torch.empty(shape, dtype=dtype, device=device)
+    name: str, tensors: dict[str, torch.Tensor], names: tuple[str, ...], scope: dict[str, Any]
+) -> str:
+    """The expression that allocates a tensor like `tensors[name]`, in the cheapest way.
 
-
-def _single_output(
-    launch: Callable[[Sequence[int]], None],
-    used: Sequence[int],
-    make: Callable[..., torch.Tensor],
-    device: torch.device,
-) -> BoundCall:
-    current, index = torch._C._cuda_getDevice, device.index
-
-    def call(*values: Any) -> torch.Tensor:
-        output = make(values)
-        addresses = [values[i].data_ptr() for i in used]
-        addresses.append(output.data_ptr())
-        if current() == index:
-            launch(addresses)
-        else:
-            with torch.cuda.device(index):
-                launch(addresses)
-        return output
-
-    return call
-
-
-def _general(
-    launch: Callable[[Sequence[int]], None],
-    used: Sequence[int],
-    make_outputs: Sequence[Callable[..., torch.Tensor]],
-    make_workspace: Sequence[Callable[..., torch.Tensor]],
-    device: torch.device,
-) -> BoundCall:
-    def call(*values: Any) -> Any:
-        outputs = tuple(make(values) for make in make_outputs)
-        workspace = [make(values) for make in make_workspace]
-        tensors = [*(values[i] for i in used), *outputs, *workspace]
-        with torch.cuda.device(device):
-            launch([t.data_ptr() for t in tensors])
-        return outputs if len(outputs) != 1 else outputs[0]
-
-    return call
+    `empty_like` of an argument costs 1.4 us, `new_empty` 1.6, `empty` 2.2.
+    """
+    spec = TensorSpec.of(tensors[name])
+    arguments = {n: t for n, t in tensors.items() if n in names}
+    for argument, tensor in arguments.items():
+        given = TensorSpec.of(tensor)
+        if (given.shape, given.dtype) == (spec.shape, spec.dtype) and given.is_contiguous:
+            scope["empty_like"] = torch.empty_like
+            return f"empty_like({argument})"
+    scope[f"shape_{name}"] = spec.shape
+    scope.update(device=tensors[name].device, empty_strided=torch.empty_strided)
+    scope[f"strides_{name}"], scope[f"dtype_{name}"] = spec.strides, spec.torch_dtype
+    if not spec.is_contiguous:
+        facts = f"dtype=dtype_{name}, device=device"
+        return f"empty_strided(shape_{name}, strides_{name}, {facts})"
+    for argument, tensor in arguments.items():
+        if tensor.dtype is spec.torch_dtype:
+            return f"{argument}.new_empty(shape_{name})"
+    scope["empty"] = torch.empty
+    return f"empty(shape_{name}, dtype=dtype_{name}, device=device)"

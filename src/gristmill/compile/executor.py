@@ -20,6 +20,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from gristmill.compile.hot import bind_launch
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.core.target import Target
 from gristmill.errors import CompileError
@@ -90,18 +91,6 @@ def triton_target(target: Target) -> GPUTarget:
     """Our target in Triton's terms."""
     arch = target.capability if target.vendor == "cuda" else target.arch
     return GPUTarget(target.vendor, arch, target.warp_size)
-
-
-class _Address:
-    """What a TMA descriptor's encoder asks of its base tensor, without keeping the tensor alive."""
-
-    __slots__ = ("address", "dtype")
-
-    def __init__(self, address: int, dtype: torch.dtype) -> None:
-        self.address, self.dtype = address, dtype
-
-    def data_ptr(self) -> int:
-        return self.address
 
 
 def _native(arg: Any) -> Any:
@@ -183,101 +172,17 @@ class Executor:
         kernel._init_handles()
         return kernel
 
-    def can_bind(self, launches: Sequence[Launch]) -> bool:
-        """Whether `bind` takes these launches (the interpreter runs launches one by one)."""
-        return not any(isinstance(launch.kernel, InterpretedFunction) for launch in launches)
-
     def bind(
-        self, launches: Sequence[Launch], slots: Sequence[torch.Tensor], device: torch.device
-    ) -> Callable[[Sequence[int]], None]:
-        """A function that launches again for other addresses of the same tensors.
-
-        `slots` are the tensors that the launches refer to; the function takes their new
-        `data_ptr()`s in that order. It is valid for tensors with the same shapes, strides, dtypes,
-        device and alignment, and expects `device` to be the current one.
-        """
-        bound = [
-            self._bind_one(launch, slots, device) for launch in launches if not _is_empty(launch)
-        ]
-        if len(bound) == 1:
-            return bound[0]
-
-        def run_all(addresses: Sequence[int]) -> None:
-            for one in bound:
-                one(addresses)
-
-        return run_all
-
-    def _bind_one(
         self, launch: Launch, slots: Sequence[torch.Tensor], device: torch.device
-    ) -> Callable[[Sequence[int]], None]:
+    ) -> Callable[..., None] | None:
+        """A function that launches again, given new addresses for `slots` (see `hot.bind_launch`).
+
+        `None` where there is nothing to bind: the interpreter runs launches one by one.
+        """
+        if isinstance(launch.kernel, InterpretedFunction):
+            return None
         with torch.cuda.device(device):
-            kernel = self._compiled(launch)
-        run = kernel.run
-        order = launch.kernel.arg_names
-        template: list[Any] = [
-            *launch.args,
-            *(launch.constexprs.get(n) for n in order[len(launch.args) :]),
-        ]
-        pointers: list[tuple[int, int]] = []
-        maps: list[tuple[int, int, TensorMap, dict[int, TensorDescriptor]]] = []
-        for position, arg in enumerate(launch.args):
-            if isinstance(arg, TensorMap):
-                maps.append((position, _slot(slots, arg.tensor), arg, {}))
-            elif isinstance(arg, torch.Tensor):
-                pointers.append((position, _slot(slots, arg)))
-        grid = (*launch.grid, 1, 1)[:3]
-        function, packed, index = kernel.function, kernel.packed_metadata, device.index
-        runtime, stream_of = knobs.runtime, torch._C._cuda_getCurrentRawStream
-        grid_x, grid_y, grid_z = grid
-
-        def launch_again(addresses: Sequence[int]) -> None:
-            args = template.copy()
-            for position, slot in pointers:
-                args[position] = addresses[slot]
-            for position, slot, tensor_map, made in maps:
-                address = addresses[slot]
-                descriptor = made.get(address)
-                if descriptor is None:
-                    descriptor = _descriptor(tensor_map, address, made)
-                args[position] = descriptor
-            stream = stream_of(index)
-            enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-            if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
-                metadata = kernel.launch_metadata(grid, stream, *args)
-                run(grid_x, grid_y, grid_z, stream, function, packed, metadata, enter, leave, *args)
-            else:
-                run(grid_x, grid_y, grid_z, stream, function, packed, None, None, None, *args)
-
-        return launch_again
-
-
-def _slot(slots: Sequence[torch.Tensor], tensor: torch.Tensor) -> int:
-    for index, candidate in enumerate(slots):
-        if candidate is tensor:
-            return index
-    raise CompileError(
-        "a launcher's launch refers to a tensor that is neither an argument, an output nor "
-        "workspace. "
-        "Declare it in `workspace`, or pass a view's shape and strides instead of the view."
-    )
-
-
-MAX_DESCRIPTORS = (
-    64  # addresses remembered per descriptor argument: a caching allocator cycles through few
-)
-
-
-def _descriptor(
-    tensor_map: TensorMap, address: int, made: dict[int, TensorDescriptor]
-) -> TensorDescriptor:
-    if len(made) >= MAX_DESCRIPTORS:
-        made.clear()
-    base = _Address(address, tensor_map.tensor.dtype)
-    made[address] = TensorDescriptor(
-        base, list(tensor_map.shape), list(tensor_map.strides), list(tensor_map.block)
-    )
-    return made[address]
+            return bind_launch(launch, self._compiled(launch), slots, device)
 
 
 EXECUTOR = Executor()

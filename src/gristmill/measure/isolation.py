@@ -20,7 +20,9 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from typing_extensions import Self
 
 from gristmill.settings import child_environment
 
@@ -29,7 +31,11 @@ START_TIMEOUT_S = 120.0  # importing torch and Triton, and starting CUDA, on a c
 
 
 class ChildDied(Exception):
-    """The child ended before it answered."""
+    """The child ended before it answered; `left` says that it went by itself, with status 0."""
+
+    def __init__(self, message: str, left: bool = False) -> None:
+        super().__init__(message)
+        self.left = left
 
 
 class ChildTimedOut(Exception):
@@ -79,7 +85,7 @@ class Child:
         self.started = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: Lines | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
+        self._log: IO[bytes] | None = None
 
     @property
     def alive(self) -> bool:
@@ -91,10 +97,9 @@ class Child:
             return
         self.stop()
         ours, theirs = socket.socketpair()
-        self._log.seek(0)
-        self._log.truncate()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         environment = child_environment(
-            PYTHONPATH=os.pathsep.join(_our_paths()), **self.environment
+            PYTHONPATH=os.pathsep.join(our_paths()), **self.environment
         )
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, str(theirs.fileno())],
@@ -160,6 +165,9 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def _death(self) -> ChildDied:
         process = self._process
@@ -167,6 +175,7 @@ class Child:
         if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(timeout=5)
+        words = self._last_words()
         self.stop()
         if code is None:
             how = "closed its connection"
@@ -174,30 +183,32 @@ class Child:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
             how = f"exited with status {code}"
-        return ChildDied(f"the worker {how}{self._last_words()}")
+        return ChildDied(f"the worker {how}{words}", left=code == 0)
 
     def _last_words(self) -> str:
+        if self._log is None:
+            return ""
         self._log.seek(0, os.SEEK_END)
         size = self._log.tell()
         self._log.seek(max(0, size - 4096))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1][:REASON_CHARS]}" if lines else ""
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
 
-def _our_paths() -> list[str]:
+def our_paths() -> list[str]:
     """Where a child must look beside its interpreter's own folders: what the parent imports from (a
     source tree, the folder of the user's script with its plug-ins)."""
     own = tuple(os.path.realpath(p) for p in (sys.prefix, sys.base_prefix))
     found = [str(Path(__file__).resolve().parents[2])]
     for entry in sys.path:
         path = os.path.realpath(entry or os.curdir)
-        if os.path.isdir(path) and not path.startswith(own) and path not in found:
+        if Path(path).is_dir() and not path.startswith(own) and path not in found:
             found.append(path)
     return found
 

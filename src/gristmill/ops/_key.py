@@ -13,7 +13,7 @@ from gristmill.core.op import Op
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._is_torch_function_mode_enabled
 _autocast = torch._C._is_any_autocast_enabled
-_functorch = torch._C._functorch.peek_interpreter_stack
+_functorch = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _tracing = torch._C._get_tracing_state
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -29,13 +29,13 @@ def is_plain() -> bool:
     )
 
 
-def key_function(op: Op) -> Callable[..., tuple[Any, ...]]:
-    """A function of the op's arguments, with its names and defaults, that returns their call key.
+def key_function(op: Op) -> Callable[..., tuple[Any, ...] | None]:
+    """A function of the op's arguments, all of them in order, that returns their call key.
 
     Of each tensor: class, shape, strides, dtype, device, and the address modulo 16; of the call:
-    whether a gradient is needed; every scalar as it is. Generated from the schema, once an op,
-    because a loop over the arguments costs 2 us. Raises `AttributeError` for an argument that is no
-    tensor where the schema has one.
+    whether a gradient is needed; every scalar as it is. `None` where the call is not plain (see
+    `is_plain`). Generated from the schema, once an op, because a loop over the arguments costs 2
+    us. Raises `AttributeError` for an argument that is no tensor where the schema has one.
     """
     parts: list[str] = []
     gradients: list[str] = []
@@ -54,11 +54,35 @@ def key_function(op: Op) -> Callable[..., tuple[Any, ...]]:
         else:
             parts.append(name)
     parts.append(f"grad_enabled() and ({' or '.join(gradients)})")
-    parameters = ", ".join(
-        f"{p.name}" if p.default is p.empty else f"{p.name}=defaults[{p.name!r}]"
-        for p in op.signature.parameters.values()
+    source = f"""
+def call_key({", ".join(op.names)}):
+    if dispatch_modes() or function_modes() or autocast():
+        return None
+    if functorch() is not None or tracing() is not None:
+        return None
+    return ({", ".join(parts)},)
+"""
+    scope: dict[str, Any] = {
+        "grad_enabled": torch.is_grad_enabled,
+        "dispatch_modes": _dispatch_modes,
+        "function_modes": _function_modes,
+        "autocast": _autocast,
+        "functorch": _functorch,
+        "tracing": _tracing,
+    }
+    exec(source, scope)
+    return scope["call_key"]
+
+
+def pack_function(op: Op) -> Callable[..., tuple[Any, ...]]:
+    """A function with the op's signature that returns its arguments as a tuple, defaults filled in.
+
+    Raises `TypeError` for what does not fit the signature.
+    """
+    parameters = op.signature.parameters.values()
+    given = ", ".join(
+        p.name if p.default is p.empty else f"{p.name}=defaults[{p.name!r}]" for p in parameters
     )
-    defaults = {p.name: p.default for p in op.signature.parameters.values()}
-    namespace: dict[str, Any] = {"grad_enabled": torch.is_grad_enabled, "defaults": defaults}
-    exec(f"def call_key({parameters}):\n    return ({', '.join(parts)},)", namespace)
-    return namespace["call_key"]
+    scope: dict[str, Any] = {"defaults": {p.name: p.default for p in parameters}}
+    exec(f"def pack({given}):\n    return ({', '.join(op.names)},)", scope)
+    return scope["pack"]

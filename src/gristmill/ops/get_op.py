@@ -13,12 +13,11 @@ from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
 from gristmill.core.op import Op
 from gristmill.core.plan import Objective, Plan
-from gristmill.core.problem import Problem
+from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
-from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
-from gristmill.ops._key import is_plain
+from gristmill.ops._dispatch import NO_KEY, Dispatcher, dispatcher, forget
 from gristmill.selection.explain import Explanation
 from gristmill.selection.explain import explain as explain_selection
 from gristmill.selection.select import select
@@ -37,19 +36,18 @@ class BoundOp:
         op: the op's name. problem: what it was chosen for. plan: the choice with its evidence.
     """
 
-    __slots__ = ("_call", "_call_key", "_dispatch", "_key", "_width", "op", "plan", "problem")
+    __slots__ = ("_call", "_call_key", "_device", "_dispatch", "_key", "op", "plan", "problem")
 
     def __init__(
-        self,
-        dispatch: Dispatcher,
-        problem: Problem,
-        plan: Plan,
-        call: BoundCall,
-        call_key: tuple[Any, ...],
+        self, dispatch: Dispatcher, problem: Problem, plan: Plan, values: tuple[Any, ...]
     ) -> None:
         self.op, self.problem, self.plan = dispatch.op.name, problem, plan
-        self._dispatch, self._call, self._call_key = dispatch, call, call_key
-        self._key, self._width = dispatch.key, len(dispatch.op.names)
+        self._dispatch, self._key = dispatch, dispatch.key
+        self._device = dispatch.op.device(values)
+        with torch.no_grad():  # the key of a call that needs no gradient: others take another path
+            key = dispatch.key(*values)
+        self._call_key: Any = object() if key is None else key  # an object equals no key
+        self._call: BoundCall = self._first_call
 
     @property
     def implementation(self) -> str:
@@ -67,21 +65,26 @@ class BoundOp:
         Raises:
             InvalidInputError: the arguments break the op's contract.
         """
-        if (
-            not kwargs
-            and len(args) == self._width
-            and not torch.compiler.is_compiling()
-            and is_plain()
-        ):
-            try:
-                if self._key(*args) == self._call_key:
-                    return self._call(*args)
-            except (AttributeError, TypeError):
-                pass  # the dispatcher says what is wrong
-        if kwargs or len(args) != self._width:
-            args = self._dispatch.op.bind(args, kwargs)
-            return self(*args)
-        return self._dispatch(*args)
+        try:
+            if kwargs or len(args) != len(self.problem.args):
+                args = self._dispatch.pack(*args, **kwargs)
+            fits = not torch.compiler.is_compiling() and self._key(*args) == self._call_key
+        except NO_KEY:
+            args, fits = self._dispatch.op.bind(args, kwargs), False  # says what is wrong
+        return self._call(*args) if fits else self._dispatch(*args)
+
+    def preload(self) -> BoundOp:
+        """Load the kernel now, not at the first call (before a CUDA-graph capture, say)."""
+        values = (
+            v.empty(self._device) if isinstance(v, TensorSpec) else v for _, v in self.problem.args
+        )
+        self._call = self._dispatch.call_of(self.plan, tuple(values))
+        return self
+
+    def _first_call(self, *values: Any) -> Any:
+        self._call = self._dispatch.call_of(self.plan, values)
+        self._dispatch.remember(self._call_key, self._call)
+        return self._call(*values)
 
     def __repr__(self) -> str:
         return f"<gristmill {self.problem}: {self.plan.candidate} ({self.plan.origin})>"
@@ -98,8 +101,10 @@ def get_op(
     trials: int | None = None,
     strategy: str = "auto",
 ) -> BoundOp:
-    """The operator chosen for these arguments: from the plan store, or by tuning if this problem is
-    new.
+    """The operator chosen for these arguments: from the plan store, or by tuning if it is new.
+
+    A Triton choice loads its kernel at the first call (0.3 s of Triton's own start-up for the first
+    kernel of a process), or at `preload()`; a compiled one is compiled here.
 
     Args:
         op: the op's name (`gristmill list` shows them).
@@ -130,9 +135,8 @@ def get_op(
         )
         plan = select(spec, problem, target, objective)
     dispatch = dispatcher(op, objective)
-    call = dispatch.call_of(plan, values, build=True)
-    dispatch.remember(values, call)
-    return BoundOp(dispatch, problem, plan, call, dispatch.key(*values))
+    dispatch.build(plan, values)
+    return BoundOp(dispatch, problem, plan, values)
 
 
 def tune(

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from typing_extensions import Self
+
 from gristmill import settings
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core.plan import Candidate, Outcome
@@ -97,7 +99,7 @@ class CompilePool:
             return self._pending.pop(identifier), Outcome("crash", str(error))
         return self._pending.pop(answer["id"]), Outcome.from_json(answer["outcome"])
 
-    def __enter__(self) -> CompilePool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Self
 
 from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.errors import TuningError
-from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut
+from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
 from gristmill.tuning.trial import candidate_to_json
 
 WORKER = "gristmill.tuning.worker"
@@ -23,14 +26,52 @@ RACE_TIMEOUT_S = 60.0  # on top, for a race: every finalist on every variant, th
 FIRST_TIMEOUT_S = 60.0  # on top, for the first request of a worker: inputs, references, CUDA start
 
 
-class Measurer:
-    """Measures candidates of one problem in an isolated worker. Use as a context manager."""
+_idle: dict[tuple[str, ...], Child] = {}
+_lock = threading.Lock()
 
-    def __init__(
-        self, problem: Problem, device: torch.device, seed: int = 0, worker: str = WORKER
-    ) -> None:
+
+def _key(device: torch.device) -> tuple[str, ...]:
+    """What a worker is good for: a device, and the folders that it imports plug-ins from."""
+    return (str(device), *our_paths())
+
+
+def _take(key: tuple[str, ...]) -> Child:
+    """The worker that the last run on this device left behind, or a new one."""
+    with _lock:
+        return _idle.pop(key, None) or Child(WORKER)
+
+
+def _leave(key: tuple[str, ...], child: Child) -> None:
+    """Keep a worker for the next run (it goes by itself when none comes)."""
+    with _lock:
+        spare = _idle.get(key)
+        _idle[key] = child
+    if spare is not None:
+        spare.stop()
+
+
+def stop_workers() -> None:
+    """End the workers that wait for another run."""
+    with _lock:
+        children = list(_idle.values())
+        _idle.clear()
+    for child in children:
+        child.stop()
+
+
+atexit.register(stop_workers)
+
+
+class Measurer:
+    """Measures candidates of one problem in an isolated worker. Use as a context manager.
+
+    A worker outlives its run for a minute: importing torch and Triton and starting CUDA takes
+    seconds.
+    """
+
+    def __init__(self, problem: Problem, device: torch.device, seed: int = 0) -> None:
         self.problem, self.device, self.seed = problem, device, seed
-        self._child = Child(worker)
+        self._child = _take(_key(device))
         self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
         self._base["threads"] = torch.get_num_threads()
         self._fresh = 0
@@ -81,12 +122,9 @@ class Measurer:
         return timeout * (COMPILED_TIMEOUT_FACTOR if "compiled" in kinds else 1.0)
 
     def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any] | Outcome:
+        """The worker's answer, or the outcome of what it did to the worker."""
         try:
-            self._child.start()
-            if self._child.started != self._fresh:
-                self._fresh = self._child.started
-                timeout_s += FIRST_TIMEOUT_S
-            answer = self._child.ask({**self._base, **request}, timeout_s)
+            answer = self._answer(request, timeout_s)
         except ChildTimedOut as error:
             return Outcome("timeout", str(error))
         except ChildDied as error:
@@ -101,8 +139,24 @@ class Measurer:
             self._child.stop()
         return answer
 
-    def __enter__(self) -> Measurer:
+    def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        try:
+            self._child.start()
+            if self._child.started != self._fresh:
+                self._fresh = self._child.started
+                timeout_s += FIRST_TIMEOUT_S
+            return self._child.ask({**self._base, **request}, timeout_s)
+        except ChildDied as error:
+            if not error.left:
+                raise
+        # It had waited long enough for another run and left as this one began: once more.
+        return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._child.stop()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None and self._child.alive:
+            _leave(_key(self.device), self._child)
+        else:  # an answer may be on its way to a question that nobody waits for
+            self._child.stop()

@@ -160,17 +160,22 @@ class TuningRun:
         return make_strategy(name, impl.space, self.problem, self.target, seed)
 
     def _search(self, pool: CompilePool) -> None:
-        """Priors and the stored best first, compiling while the vendor calls are measured; then
-        what strategies ask for."""
-        for candidate in self._first_candidates():
+        """What is always measured first, however small the budget: the vendor calls, the priors and
+        the stored best (which compile meanwhile), the compiled reference. Then what the strategies
+        ask for, until the budget ends."""
+        first = self._first_candidates()
+        for candidate in first:
             self._strategies[candidate.implementation].seen.add(candidate.config)
             pool.submit(candidate)
-        for impl in self._fixed:
-            candidate = Candidate(impl.name, impl.config(None, self.problem, self.target))
-            self._tell(candidate, self._measurer.measure(candidate, None))
+        for impl in (i for i in self._fixed if i.kind == "vendor"):
+            self._measure(Candidate(impl.name, impl.config(None, self.problem, self.target)))
+        for _ in first:
+            self._measure(*pool.collect())
+        for impl in (i for i in self._fixed if i.kind == "compiled"):
+            self._measure(Candidate(impl.name, impl.config(None, self.problem, self.target)))
         active = list(self._searched)
         while self._searching and (active or pool.pending):
-            while active and pool.pending < 2 * settings.current().compile_jobs and self._searching:
+            while active and pool.pending < 2 * settings.current().compile_jobs:
                 impl = active.pop(0)
                 asked = self._strategies[impl.name].ask(self._allowance(pool.pending))
                 for config in asked:
@@ -179,10 +184,15 @@ class TuningRun:
                     active.append(impl)
             if not pool.pending:
                 return
-            candidate, outcome = pool.collect()
-            if outcome.ok:
-                outcome = self._measurer.measure(candidate, self._best_us())
-            self._tell(candidate, outcome)
+            self._measure(*pool.collect())
+
+    def _measure(self, candidate: Candidate, compiled: Outcome | None = None) -> None:
+        """Measure a candidate (unless its compilation failed), and tell everyone."""
+        outcome = compiled
+        if outcome is None or outcome.ok:
+            fixed = candidate.implementation not in self._strategies
+            outcome = self._measurer.measure(candidate, None if fixed else self._best_us())
+        self._tell(candidate, outcome)
 
     def _allowance(self, pending: int) -> int:
         """How many configs to ask for at once."""

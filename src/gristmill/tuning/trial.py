@@ -84,7 +84,8 @@ class Trials:
                 return Outcome("wrong", verdict.reason, error=verdict.error)
             call = bind(impl, config, case.values)
             outcome = self._time(lambda: call(*case.values), best_us)
-            return replace(outcome, error=verdict.error, **self._resources(impl, config, case))
+            outcome = replace(outcome, error=verdict.error)
+            return self._with_resources(outcome, impl, config, case)
 
         return self._guarded(candidate, trial)
 
@@ -114,7 +115,7 @@ class Trials:
                 bound[0](*values)
                 self.timer.synchronize()
                 case = self.case(self.op.variants[0])
-                return Outcome("ok", error=worst, **self._resources(impl, config, case))
+                return self._with_resources(Outcome("ok", error=worst), impl, config, case)
 
             outcomes.append(self._guarded(candidate, trial))
             if outcomes[-1].ok:
@@ -188,14 +189,15 @@ class Trials:
             return Verdict(ok=False, error=float("inf"), reason="it wrote outside its output")
         return compare(outputs, case.references, case.magnitudes, self.op.bounds(self.problem))
 
-    def _resources(self, impl: Implementation, config: Config, case: Case) -> dict[str, int | None]:
+    def _with_resources(
+        self, outcome: Outcome, impl: Implementation, config: Config, case: Case
+    ) -> Outcome:
         if impl.launcher is None:
-            return {}
+            return outcome
         outputs, workspace = impl.allocate(case.values, config)
-        registers, spills, shared = EXECUTOR.resources(
-            impl.launches(case.values, outputs, workspace, config)
-        )
-        return {"registers": registers, "spills": spills, "shared_bytes": shared}
+        launches = impl.launches(case.values, outputs, workspace, config)
+        registers, spills, shared = EXECUTOR.resources(launches)
+        return replace(outcome, registers=registers, spills=spills, shared_bytes=shared)
 
     def _guarded(
         self, candidate: Candidate, trial: Callable[[Implementation, Config], Outcome]

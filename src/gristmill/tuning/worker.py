@@ -12,8 +12,11 @@ import torch
 from gristmill.core.plan import Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
-from gristmill.measure.isolation import connect
+from gristmill.measure.isolation import Lines, connect
 from gristmill.tuning.trial import ContextLost, Trials, candidate_from_json
+
+RELEASE_AFTER_S = 5.0
+LEAVE_AFTER_S = 60.0
 
 
 class Session:
@@ -26,14 +29,19 @@ class Session:
     def trials(self, request: Mapping[str, Any]) -> Trials:
         key = (request["problem"], request["device"], request["seed"])
         if self._trials is None or key != self._key:
-            self._trials = None  # free the old problem's tensors first
+            self.release()  # the old problem's tensors first
             device = torch.device(request["device"])
             if device.type == "cuda":
-                torch.cuda.empty_cache()
                 torch.cuda.set_device(device)
             self._trials = Trials(Problem.from_json(request["problem"]), device, request["seed"])
             self._key = key
         return self._trials
+
+    def release(self) -> None:
+        """Free what the trials hold on the device."""
+        self._trials = self._key = None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """One request's answer; `error` where the request itself cannot be served (a reference that
@@ -52,18 +60,30 @@ class Session:
 
 
 def main() -> None:
-    """Answer until the parent goes away, or until a candidate has ruined the device context."""
+    """Answer until the parent goes away, nobody asks any more, or a candidate has ruined the device
+    context."""
     lines = connect()
     session = Session()
     lines.send({"ready": True})
-    while (request := lines.receive(None)) is not None:
-        if "threads" in request:
-            torch.set_num_threads(request["threads"])
+    while (request := _next(lines, session)) is not None:
+        torch.set_num_threads(request["threads"])
         try:
             lines.send(session.answer(request))
         except ContextLost as lost:
             lines.send({"outcome": Outcome("crash", str(lost)).to_json(), "lost": True})
             os._exit(1)  # tearing a poisoned CUDA context down in order can hang
+
+
+def _next(lines: Lines, session: Session) -> dict[str, Any] | None:
+    """The next request; gives the device's memory back while waiting long, and up at the end."""
+    try:
+        return lines.receive(RELEASE_AFTER_S)
+    except TimeoutError:
+        session.release()
+    try:
+        return lines.receive(LEAVE_AFTER_S)
+    except TimeoutError:
+        return None
 
 
 if __name__ == "__main__":

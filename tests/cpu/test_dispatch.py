@@ -1,0 +1,192 @@
+"""Calls on a CPU: the call key, the reference path for what needs more than values, bound
+operators, errors."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import gristmill as gm
+from gristmill.core.registry import load, op_names
+from gristmill.ops._dispatch import dispatcher, forget
+from gristmill.ops._key import key_function
+
+pytestmark = pytest.mark.usefixtures("fresh_store")
+
+
+@pytest.fixture
+def x():
+    return torch.randn(6, 32)
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(32)
+
+
+@pytest.mark.parametrize("name", ["matmul", "rms_norm"])
+def test_a_public_function_has_its_schemas_signature(name):
+    function = inspect.signature(getattr(gm, name)).parameters
+    schema = load(name).signature.parameters
+    assert [(p.name, p.default) for p in function.values()] == [
+        (p.name, p.default) for p in schema.values()
+    ]
+
+
+def test_every_op_is_public():
+    assert set(op_names()) - {"twice"} <= set(gm.__all__)
+
+
+def test_the_call_key_tells_apart_what_a_launch_depends_on(x, weight):
+    key = key_function(load("rms_norm"))
+    same = key(x, weight, 1e-6)
+    assert same == key(torch.randn(6, 32), torch.randn(32), 1e-6)
+    wide = torch.randn(6, 33)
+    others = [
+        key(x[:5], weight, 1e-6),
+        key(x.double(), weight, 1e-6),
+        key(wide[:, :32], weight, 1e-6),
+        key(wide.flatten()[1:193].view(6, 32), weight, 1e-6),
+        key(x, None, 1e-6),
+        key(x, weight, 1e-5),
+        key(x.clone().requires_grad_(), weight, 1e-6),
+        key(torch.nn.Parameter(x, requires_grad=False), weight, 1e-6),
+    ]
+    assert all(other != same for other in others)
+    with torch.no_grad():
+        assert key(x.clone().requires_grad_(), weight, 1e-6) == same
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key(x, weight, 1e-6) is None
+
+
+def test_direct_calls_are_right_and_remembered(x, weight):
+    expected = load("rms_norm").reference(x, weight)
+    for _ in range(2):
+        torch.testing.assert_close(gm.rms_norm(x, weight), expected)
+    assert len(dispatcher("rms_norm").bound) == 1
+
+
+def test_a_bound_operator_takes_keywords_defaults_and_other_problems(x, weight):
+    bound = gm.get_op("rms_norm", (x, weight), tune="never")
+    reference = load("rms_norm").reference
+    torch.testing.assert_close(bound(x, weight), reference(x, weight))
+    torch.testing.assert_close(bound(x, weight=weight, eps=0.5), reference(x, weight, 0.5))
+    torch.testing.assert_close(bound(x=x), reference(x))
+    torch.testing.assert_close(bound(x[:3, :16]), reference(x[:3, :16]))
+    assert bound.preload() is bound
+    torch.testing.assert_close(bound(x, weight), reference(x, weight))
+    assert "rms_norm" in repr(bound)
+
+
+def test_gradients_flow_through_direct_and_bound_calls(x, weight):
+    bound = gm.get_op("rms_norm", (x, weight.requires_grad_()), tune="never")
+    upstream = torch.randn(6, 32)
+    want = torch.autograd.grad(load("rms_norm").reference(x, weight), weight, upstream)
+    for call in (bound, gm.rms_norm, bound):
+        got = torch.autograd.grad(call(x, weight), weight, upstream)
+        torch.testing.assert_close(got, want)
+        with torch.no_grad():
+            assert not call(x, weight).requires_grad
+
+
+def test_torch_compile_autocast_subclasses_and_modes_take_the_reference(x, weight):
+    from torch._subclasses import FakeTensorMode
+
+    expected = load("rms_norm").reference(x, weight)
+    compiled = torch.compile(lambda x, w: gm.rms_norm(x, w) + 1, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, weight), expected + 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gm.matmul(x, x.t()).dtype is torch.bfloat16
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert gm.rms_norm(mode.from_tensor(x), mode.from_tensor(weight)).shape == x.shape
+    mapped = torch.func.vmap(lambda row: gm.rms_norm(row, weight))(x)
+    torch.testing.assert_close(mapped, expected)
+
+
+def test_inference_mode(x, weight):
+    with torch.inference_mode():
+        assert gm.rms_norm(x, weight).is_inference()
+    assert not gm.rms_norm(x, weight).is_inference()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "parts"),
+    [
+        (
+            lambda x, w: gm.rms_norm(x[:, ::2]),
+            gm.InvalidInputError,
+            ("`x`", "stride 2", "contiguous()"),
+        ),
+        (lambda x, w: gm.rms_norm(x, w[:3]), gm.InvalidInputError, ("`weight`", "(3,)", "32")),
+        (
+            lambda x, w: gm.rms_norm(x, w.half()),
+            gm.InvalidInputError,
+            ("`weight`", "float16", "float32"),
+        ),
+        (
+            lambda x, w: gm.rms_norm(x, w.to("meta")),
+            gm.InvalidInputError,
+            ("`weight`", "meta", ".to("),
+        ),
+        (lambda x, w: gm.rms_norm(x.int()), gm.InvalidInputError, ("`x`", "int32", "float16")),
+        (lambda x, w: gm.rms_norm(x, eps="1"), gm.InvalidInputError, ("`eps`", "str", "float")),
+        (lambda x, w: gm.rms_norm([1.0]), gm.InvalidInputError, ("`x`", "list", "tensor")),
+        (gm.matmul, gm.InvalidInputError, ("`b`", "(32,)", "2-D")),
+        (lambda x, w: gm.matmul(x, x), gm.InvalidInputError, ("`b`", "(6, 32)", "b.t()")),
+        (
+            lambda x, w: gm.matmul(x.to_sparse(), x.t()),
+            gm.InvalidInputError,
+            ("`a`", "sparse", "to_dense"),
+        ),
+        (
+            lambda x, w: gm.get_op("rmsnorm", (x,)),
+            gm.UnknownOpError,
+            ("'rmsnorm'", "rms_norm", "Did you mean"),
+        ),
+        (lambda x, w: gm.get_op("matmul", x), gm.InvalidInputError, ("`args`", "tuple")),
+        (lambda x, w: gm.get_op("matmul", (x,)), gm.InvalidInputError, ("`matmul`", "'b'")),
+        (
+            lambda x, w: gm.get_op("rms_norm", (x,), {"ep": 1}),
+            gm.InvalidInputError,
+            ("'ep'", "Did you mean"),
+        ),
+        (
+            lambda x, w: gm.get_op("rms_norm", (x,), tune="later"),
+            gm.InvalidInputError,
+            ("`tune`", "'later'"),
+        ),
+        (
+            lambda x, w: gm.get_op("rms_norm", (x,), objective="speed"),
+            gm.InvalidInputError,
+            ("`objective`",),
+        ),
+        (
+            lambda x, w: gm.tune("rms_norm", (x,), budget_s=0),
+            gm.InvalidInputError,
+            ("`budget`", "0"),
+        ),
+        (lambda x, w: gm.tune("rms_norm", (x,), trials=0), gm.InvalidInputError, ("`trials`", "0")),
+    ],
+)
+def test_bad_input_names_the_argument_what_it_was_and_what_to_do(x, weight, call, error, parts):
+    with pytest.raises(error) as raised:
+        call(x, weight)
+    assert all(part in str(raised.value) for part in parts), str(raised.value)
+
+
+def test_bad_input_after_good_is_refused_too(x, weight):
+    bound = gm.get_op("rms_norm", (x, weight), tune="never")
+    bound(x, weight)
+    for call in (bound, gm.rms_norm):
+        with pytest.raises(gm.InvalidInputError, match="`weight`"):
+            call(x, weight[:3])
+        with pytest.raises(gm.InvalidInputError, match="`x`"):
+            call(3, weight)
+
+
+def test_forgetting_drops_bound_calls(x):
+    gm.rms_norm(x)
+    forget("rms_norm")
+    assert not dispatcher("rms_norm").bound
