@@ -19,6 +19,7 @@ import gristmill as gm
 from gristmill import settings
 from gristmill.cache.store import store
 from gristmill.cli.explain import print_explanation
+from gristmill.cli.output import console
 from gristmill.core.op import Op, as_tuple
 from gristmill.core.registry import implementation, load
 from gristmill.measure.statistics import median, paired_ratio
@@ -37,7 +38,7 @@ ROWS = 8
 
 
 def main() -> None:
-    out = Console(highlight=False)
+    out = console()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     out.print(

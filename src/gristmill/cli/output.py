@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 120  # of text that goes to no terminal, where COLUMNS does not say
+
 
 def console() -> Console:
     """Standard output, for results."""
-    return Console(highlight=False)
+    return Console(highlight=False, width=shutil.get_terminal_size((WIDTH, 50)).columns)
 
 
 def error_console() -> Console:
