@@ -9,7 +9,8 @@ from gristmill.core.problem import Axis, Problem, TensorSpec
 from gristmill.core.registry import declare
 from gristmill.errors import InvalidInputError
 
-# Adds that a kernel chains before it rounds: matrix units take 16 products a step, a vectorised float32 loop has 16 lanes.
+# Adds that a kernel chains before it rounds: matrix units take 16 products a step, a vectorised
+# float32 loop has 16 lanes.
 CHAIN = 16
 
 
@@ -17,7 +18,8 @@ def check(a: torch.Tensor, b: torch.Tensor) -> None:
     """The contract beyond types and devices.
 
     Raises:
-        InvalidInputError: not 2-D, inner sizes that differ, mixed dtypes, or an operand without a unit stride.
+        InvalidInputError: not 2-D, inner sizes that differ, mixed dtypes, or an operand without a
+            unit stride.
     """
     for name, tensor in (("a", a), ("b", b)):
         if tensor.dim() != 2:
@@ -27,18 +29,21 @@ def check(a: torch.Tensor, b: torch.Tensor) -> None:
             )
     if a.dtype != b.dtype:
         raise InvalidInputError(
-            f"`b` has dtype {b.dtype} and `a` {a.dtype}; `matmul` needs one dtype. Call `b.to({a.dtype})`."
+            f"`b` has dtype {b.dtype} and `a` {a.dtype}; `matmul` needs one dtype. Call "
+            f"`b.to({a.dtype})`."
         )
     if a.shape[1] != b.shape[0]:
         hint = " Did you mean `b.t()`?" if a.shape[1] == b.shape[1] else " Pass matching operands."
         raise InvalidInputError(
-            f"`b` has shape {tuple(b.shape)} and `a` {tuple(a.shape)}; `matmul` needs as many rows of `b` as columns "
+            f"`b` has shape {tuple(b.shape)} and `a` {tuple(a.shape)}; `matmul` needs as many rows "
+            "of `b` as columns "
             f"of `a`.{hint}"
         )
     for name, tensor in (("a", a), ("b", b)):
         if 1 not in tensor.stride() and all(size > 1 for size in tensor.shape):
             raise InvalidInputError(
-                f"`{name}` has strides {tuple(tensor.stride())}; `matmul` needs stride 1 along one of its two "
+                f"`{name}` has strides {tuple(tensor.stride())}; `matmul` needs stride 1 along one "
+                "of its two "
                 f"dimensions. Call `{name}.contiguous()`."
             )
 
@@ -82,7 +87,8 @@ def bounds(problem: Problem) -> Bounds:
         rtol=info.eps / 2,
         gamma=steps * 2.0**-23,
         atol=info.smallest_normal * info.eps + (1 + k) * torch.finfo(torch.float32).smallest_normal,
-        reason=f"one rounding to {problem['a'].dtype}; float32 accumulation that truncates at each of "
+        reason=f"one rounding to {problem['a'].dtype}; float32 accumulation that truncates at each "
+        "of "
         f"{k}/{CHAIN} steps; float32 products below 2^-126 may be flushed",
     )
 
@@ -90,8 +96,9 @@ def bounds(problem: Problem) -> Bounds:
 def inputs(
     problem: Problem, generator: torch.Generator, variant: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operands of the problem's layout. Variants: `normal`; `positive` (no cancellation: the sums are long and biased);
-    `range` (columns of `a` and rows of `b` scaled from 2^-4 to 2^4); `nonfinite` (a few inf and NaN)."""
+    """Operands of the problem's layout. Variants: `normal`; `positive` (no cancellation: the sums
+    are long and biased); `range` (columns of `a` and rows of `b` scaled from 2^-4 to 2^4);
+    `nonfinite` (a few inf and NaN)."""
     a, b = (_values(problem[name], generator, variant) for name in ("a", "b"))
     if variant == "range" and a.shape[1]:
         exponents = torch.randint(
@@ -112,7 +119,8 @@ def _values(spec: TensorSpec, generator: torch.Generator, variant: str) -> torch
 
 
 def problem_of(m: int, n: int, k: int, dtype: str = "bfloat16", weight: bool = True) -> Problem:
-    """The problem of a contiguous `a` and, for `weight`, of `b = w.t()` with a contiguous `w` of (n, k)."""
+    """The problem of a contiguous `a` and, for `weight`, of `b = w.t()` with a contiguous `w` of
+    (n, k)."""
     b = TensorSpec((k, n), (1, k) if weight else (n, 1), dtype)
     return Problem("matmul", (("a", TensorSpec.contiguous((m, k), dtype)), ("b", b)))
 
@@ -158,11 +166,13 @@ OP = declare(
         sized=lambda s, dtype: problem_of(s["M"], s["N"], s["K"], dtype),
         doc="""Matrix product of `a` (M, K) and `b` (K, N): a contiguous (M, N) of their dtype.
 
-        float16, bfloat16, float32; each operand with a unit stride in either dimension, so `w.t()` as it is. Sums are
-        float32 (IEEE, never TF32), with one rounding at the end; K = 0 gives zeros. Deterministic for a given plan.
+        float16, bfloat16, float32; each operand with a unit stride in either dimension, so `w.t()`
+        as it is. Sums are float32 (IEEE, never TF32), with one rounding at the end; K = 0 gives
+        zeros. Deterministic for a given plan.
 
         Raises:
-            InvalidInputError: wrong rank, sizes that do not match, mixed dtypes or devices, a forbidden stride.
+            InvalidInputError: wrong rank, sizes that do not match, mixed dtypes or devices, a
+                forbidden stride.
         """,
     )
 )

@@ -1,4 +1,4 @@
-"""rms_norm: `out = x / sqrt(mean(x**2) + eps) * weight` over the last dimension (Zhang and Sennrich, 2019)."""
+"""rms_norm: `out = x / sqrt(mean(x**2) + eps) * weight` (Zhang and Sennrich, 2019)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ def check(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6
     """The contract beyond types and devices.
 
     Raises:
-        InvalidInputError: a 0-D `x`, a last dimension that is not dense, a `weight` that does not fit, a bad `eps`.
+        InvalidInputError: a 0-D `x`, a last dimension that is not dense, a `weight` that does not
+            fit, a bad `eps`.
     """
     if x.dim() == 0:
         raise InvalidInputError(
-            "`x` has shape (); `rms_norm` normalises over the last dimension and needs at least one. Call `x.reshape(1)`."
+            "`x` has shape (); `rms_norm` normalises over the last dimension and needs at least "
+            "one. Call `x.reshape(1)`."
         )
     width = x.shape[-1]
     if width > 1 and x.stride(-1) != 1:
         raise InvalidInputError(
-            f"`x` has stride {x.stride(-1)} along its last dimension; `rms_norm` needs 1. Call `x.contiguous()`."
+            f"`x` has stride {x.stride(-1)} along its last dimension; `rms_norm` needs 1. Call "
+            "`x.contiguous()`."
         )
     if weight is not None:
         if tuple(weight.shape) != (width,):
             raise InvalidInputError(
-                f"`weight` has shape {tuple(weight.shape)}; `rms_norm` needs ({width},), the last dimension of `x`. "
+                f"`weight` has shape {tuple(weight.shape)}; `rms_norm` needs ({width},), the last "
+                "dimension of `x`. "
                 "Pass a weight of that length, or None."
             )
         if weight.dtype != x.dtype:
@@ -40,7 +44,8 @@ def check(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6
             )
         if width > 1 and weight.stride(0) != 1:
             raise InvalidInputError(
-                f"`weight` has stride {weight.stride(0)}; `rms_norm` needs 1. Call `weight.contiguous()`."
+                f"`weight` has stride {weight.stride(0)}; `rms_norm` needs 1. Call "
+                "`weight.contiguous()`."
             )
     if not (math.isfinite(eps) and eps >= 0):
         raise InvalidInputError(
@@ -96,17 +101,20 @@ def bounds(problem: Problem) -> Bounds:
         rtol=info.eps / 2,
         gamma=steps * 2.0**-24,
         atol=info.smallest_normal * info.eps + 2 * torch.finfo(torch.float32).smallest_normal,
-        reason=f"one rounding to {x.dtype}; a float32 sum of {x.shape[-1]} squares by at least 64 lanes, halved by the "
-        "root, an approximate reciprocal root and two products; float32 below 2^-126 may be flushed",
+        reason=f"one rounding to {x.dtype}; a float32 sum of {x.shape[-1]} squares by at least 64 "
+        "lanes, halved by the "
+        "root, an approximate reciprocal root and two products; float32 below 2^-126 may be "
+        "flushed",
     )
 
 
 def inputs(
     problem: Problem, generator: torch.Generator, variant: str
 ) -> tuple[torch.Tensor, torch.Tensor | None, float]:
-    """Rows of the problem's layout. Variants: `normal`; `small` (mean square near `eps`: where `eps` stands matters);
-    `offset` (large mean, tiny variance); `large` (squares far outside float16); `equal` (all rows alike); `zeros`
-    (every other row 0); `nonfinite` (a row of inf, and a row with one NaN)."""
+    """Rows of the problem's layout. Variants: `normal`; `small` (mean square near `eps`: where
+    `eps` stands matters); `offset` (large mean, tiny variance); `large` (squares far outside
+    float16); `equal` (all rows alike); `zeros` (every other row 0); `nonfinite` (a row of inf, and
+    a row with one NaN)."""
     x_spec, weight_spec, eps = problem["x"], problem["weight"], problem["eps"]
     x = torch.randn(
         x_spec.shape, generator=generator, device=generator.device, dtype=x_spec.torch_dtype
@@ -184,15 +192,17 @@ OP = declare(
         bounds=bounds,
         workloads=WORKLOADS,
         sized=lambda s, dtype: problem_of((s["rows"], s["N"]), dtype),
-        doc="""`x / sqrt(mean(x**2) + eps) * weight` over the last dimension; a contiguous tensor like `x`.
+        doc="""`x / sqrt(mean(x**2) + eps) * weight` over the last dimension.
 
-        `x` (*batch, N) in float16, bfloat16 or float32, any strides but a unit one along N; `weight` (N,) of the same
-        dtype, or None. Computed in float32, with one rounding at the end: squares have to stay inside float32. A
-        row with a NaN becomes NaN; one with an infinity is NaN there, and 0 or NaN elsewhere. An empty `x`, N = 0
-        included, gives an empty result. Deterministic. Zhang and Sennrich, 2019.
+        `x` (*batch, N) in float16, bfloat16 or float32, any strides but 1 along N; `weight` (N,) of
+        the same dtype, or None. The result is contiguous, computed in float32, with one rounding at
+        the end: squares have to stay inside float32. A row with a NaN becomes NaN; one with an
+        infinity is NaN there, and 0 or NaN elsewhere. An empty `x`, N = 0 included, gives an empty
+        result. Deterministic. Zhang and Sennrich, 2019.
 
         Raises:
-            InvalidInputError: a 0-D `x`, a strided last dimension, a `weight` that does not fit, a bad `eps`.
+            InvalidInputError: a 0-D `x`, a strided last dimension, a `weight` that does not fit, a
+                bad `eps`.
         """,
     )
 )

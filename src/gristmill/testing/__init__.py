@@ -1,4 +1,5 @@
-"""The conformance suite: what every registered implementation has to pass, third parties' included."""
+"""The conformance suite: what every registered implementation has to pass, third parties'
+included."""
 
 from gristmill.testing.cases import Case, cases, configs, layouts, problems
 from gristmill.testing.conformance import judge

@@ -1,7 +1,8 @@
-"""The cases that an implementation is judged on: adversarial sizes, memory layouts and values, made from its op.
+"""The cases that an implementation is judged on: adversarial sizes, memory layouts and values, made
+from its op.
 
-Nothing here knows an op. Sizes come from the op's axes, layouts from its tensor arguments, values from its variants;
-what the op's contract forbids is left out, by asking the contract.
+Nothing here knows an op. Sizes come from the op's axes, layouts from its tensor arguments, values
+from its variants; what the op's contract forbids is left out, by asking the contract.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ FAR_ELEMENTS = 2**31  # where 32-bit offsets end
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to try: an implementation on a problem, with values of a variant, in one config (`None`: the prior)."""
+    """One thing to try: an implementation on a problem, with values of a variant, in one config
+    (`None`: the prior)."""
 
     implementation: Implementation
     problem: Problem
@@ -93,7 +95,8 @@ def allowed(op: Op, problem: Problem) -> bool:
 
 
 def layouts(op: Op, problem: Problem, far: bool = False) -> Iterator[tuple[str, Problem]]:
-    """The problem with each tensor argument in each layout that the contract allows, or absent where it is optional.
+    """The problem with each tensor argument in each layout that the contract allows, or absent
+    where it is optional.
 
     `far`: only the layouts that reach past 2**31 elements (gigabytes).
     """
@@ -114,13 +117,16 @@ def layouts(op: Op, problem: Problem, far: bool = False) -> Iterator[tuple[str, 
 
 
 def problems(op: Op, count: int, largest: int, seed: int = 0) -> list[tuple[str, Problem]]:
-    """`count` problems of adversarial sizes up to `largest` in every dtype in turn, each axis's every size met first.
+    """`count` problems of adversarial sizes up to `largest` in every dtype in turn, each axis's
+    every size met first.
 
     Raises:
         ValueError: the op declares no `sized`.
     """
     if op.sized is None:
-        raise ValueError(f"the op {op.name!r} declares no `sized`; add it to make problems of given sizes.")
+        raise ValueError(
+            f"the op {op.name!r} declares no `sized`; add it to make problems of given sizes."
+        )
     source = random.Random(seed)
     names = [axis.name for axis in op.axes(op.workloads[0].problem)]
     sizes = [s for s in SIZES if s <= largest]
@@ -193,7 +199,8 @@ def cases(
 
 
 def _bases(op: Op, dtype: str, largest: int, wide: bool = False) -> list[tuple[str, Problem]]:
-    """Problems to vary: sizes that tile well, and that do not; with `wide`, also few rows of more than a tile."""
+    """Problems to vary: sizes that tile well, and that do not; with `wide`, also few rows of more
+    than a tile."""
     assert op.sized is not None
     names = [axis.name for axis in op.axes(op.workloads[0].problem)]
     shapes = {"even": (64, 128, 96), "odd": (37, 131, 101)}

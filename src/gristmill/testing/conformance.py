@@ -1,4 +1,5 @@
-"""Judging one case: a run on fresh values, with poisoned outputs between canaries, against the float64 reference."""
+"""Judging one case: a run on fresh values, with poisoned outputs between canaries, against the
+float64 reference."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from gristmill.core.target import Target, device_target
 from gristmill.testing.cases import Case
 from gristmill.verify import Guard, Verdict, compare, guarded_empty, poison, truth
 
+
 def judge(
     case: Case,
     device: torch.device | str,
     target: Target | None = None,
 ) -> Verdict:
-    """Run a case and say whether it conforms: values within the op's bounds, shapes, strides and dtypes as declared, no
-    write outside the outputs or workspace, arguments unchanged.
+    """Run a case and say whether it conforms: values within the op's bounds, shapes, strides and
+    dtypes as declared, no write outside the outputs or workspace, arguments unchanged.
 
     `target` is what configs are made for where it is not the device's own (the interpreter).
     """
@@ -61,12 +63,20 @@ def _run(
 
 
 def _fault(
-    implementation: Implementation, case: Case, outputs: tuple[torch.Tensor, ...], guards: list[Guard]
+    implementation: Implementation,
+    case: Case,
+    outputs: tuple[torch.Tensor, ...],
+    guards: list[Guard],
 ) -> str:
-    for index, (out, spec) in enumerate(zip(outputs, implementation.op.outputs(case.problem), strict=True)):
+    for index, (out, spec) in enumerate(
+        zip(outputs, implementation.op.outputs(case.problem), strict=True)
+    ):
         got = TensorSpec.of(out)
         if (got.shape, got.dtype) != (spec.shape, spec.dtype):
-            return f"output {index} is {got.dtype}{got.shape} where {spec.dtype}{spec.shape} is declared"
+            return (
+                f"output {index} is {got.dtype}{got.shape} where {spec.dtype}{spec.shape} is "
+                "declared"
+            )
         if got.numel and spec.is_contiguous and not got.is_contiguous:
             return f"output {index} has strides {got.strides} where a contiguous one is declared"
     if not all(guard.intact() for guard in guards):
@@ -76,6 +86,8 @@ def _fault(
 
 def _changed(names: tuple[str, ...], values: tuple[Any, ...], before: list[Any]) -> str:
     for name, value, old in zip(names, values, before, strict=True):
-        if isinstance(value, torch.Tensor) and not torch.equal(value.nan_to_num(), old.nan_to_num()):
+        if isinstance(value, torch.Tensor) and not torch.equal(
+            value.nan_to_num(), old.nan_to_num()
+        ):
             return f"the argument `{name}` was changed"
     return ""

@@ -14,21 +14,27 @@ _serial = itertools.count()
 
 
 def mutated(implementation: Implementation, old: str, new: str, folder: Path) -> Implementation:
-    """A Triton implementation whose source has `new` for `old`, not registered; its file is written to `folder`.
+    """A Triton implementation whose source has `new` for `old`, not registered; its file is written
+    to `folder`.
 
     Raises:
         ValueError: `old` is not in the source, so the mutation would test nothing.
     """
     source = implementation.source.read_text()
     if old not in source:
-        raise ValueError(f"{implementation.source} has no {old!r} to break; adapt the mutation to the kernel.")
+        raise ValueError(
+            f"{implementation.source} has no {old!r} to break; adapt the mutation to the kernel."
+        )
     body, _, _ = source.replace(old, new).partition(f"\n{implementation.op.name} = register(")
     name = f"_mutant_{next(_serial)}"
     path = folder / f"{name}.py"
     path.write_text(body + "\n")
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
+    assert implementation.launcher is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    return replace(implementation, source=path, module=name, launcher=module._launch)
+    launcher = getattr(module, implementation.launcher.__name__)
+    return replace(implementation, source=path, module=name, launcher=launcher)

@@ -1,4 +1,5 @@
-"""Poisoned tensors and canaries: what a kernel did not write, and what it wrote outside its output."""
+"""Poisoned tensors and canaries: what a kernel did not write, and what it wrote outside its
+output."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ import torch
 
 from gristmill.core.problem import TensorSpec
 
-GUARD_BYTES = 4096  # before and after an output: more than one tile's row, and keeps the output on 16 bytes
+GUARD_BYTES = (
+    4096  # before and after an output: more than one tile's row, and keeps the output on 16 bytes
+)
 CANARY = 0xA5
 
 
 def poison(tensor: torch.Tensor) -> torch.Tensor:
-    """Fill with NaN (integers: with their smallest value), so that what is left unwritten shows; returns it."""
+    """Fill with NaN (integers: with their smallest value), so that what is left unwritten shows;
+    returns it."""
     if tensor.is_floating_point() or tensor.is_complex():
         return tensor.fill_(torch.nan)
     if tensor.dtype is torch.bool:

@@ -1,4 +1,4 @@
-"""Rows of a strided tensor: which leading dimensions merge (host), and where a row starts (device)."""
+"""Rows of a strided tensor: which dimensions merge (host), where a row starts (device)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ MAX_LEADING = 3
 
 
 def collapse_rows(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
-    """The (size, stride) pairs of every dimension but the last, merged where they can be, innermost first.
+    """(size, stride) of every dimension but the last, merged where they can be, innermost first.
 
-    A merged dimension walks the rows in the same order as the dimensions it stands for; never empty.
+    A merged dimension walks the rows in the same order as the dimensions it stands for; never
+    empty.
     """
     merged: list[tuple[int, int]] = []
     leading = zip(spec.shape[:-1], spec.strides[:-1], strict=True)
@@ -26,14 +27,15 @@ def collapse_rows(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
 
 
 def leading_arguments(spec: TensorSpec) -> tuple[int, ...]:
-    """`size_0, size_1, stride_0, stride_1, stride_2` for `row_offset`, absent dimensions as size 1, stride 0."""
+    """`size_0, size_1, stride_0, stride_1, stride_2` for `row_offset`, absent dimensions as size 1,
+    stride 0."""
     pairs = (*collapse_rows(spec), (1, 0), (1, 0))[:MAX_LEADING]
     return (pairs[0][0], pairs[1][0], *(stride for _, stride in pairs))
 
 
 @triton.jit
 def row_offset(row, size_0, size_1, stride_0, stride_1, stride_2, LEADING: tl.constexpr):
-    """Offset of a row (int64 scalar or tensor) in elements; `size_0` is the innermost leading dimension."""
+    """Offset of a row (int64) in elements; `size_0` is the innermost leading dimension."""
     if LEADING == 1:
         return row * stride_0
     elif LEADING == 2:

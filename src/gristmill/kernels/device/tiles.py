@@ -8,7 +8,8 @@ import triton.language as tl
 
 @triton.jit
 def grouped_tile(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """Row and column of a tile: `GROUP_M` rows of tiles are walked column by column, so that L2 keeps both operands."""
+    """Row and column of a tile: `GROUP_M` rows of tiles are walked column by column, so that L2
+    keeps both operands."""
     group = tile // (GROUP_M * tiles_n)
     first_m = group * GROUP_M
     rows = min(tiles_m - first_m, GROUP_M)

@@ -1,4 +1,5 @@
-"""ATen's matrix product: cuBLAS on NVIDIA, hipBLAS on AMD, oneDNN or MKL on CPU; hard to beat at large, even sizes."""
+"""ATen's matrix product: cuBLAS on NVIDIA, hipBLAS on AMD, oneDNN or MKL on CPU; hard to beat at
+large, even sizes."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ from gristmill.specs.matmul import OP
 
 def supports(problem: Problem, target: Target) -> str | None:
     if target.is_gpu and problem["a"].dtype == "float32" and torch.backends.cuda.matmul.allow_tf32:
-        return "torch is set to compute float32 products in TF32 (torch.backends.cuda.matmul.allow_tf32)"
+        return (
+            "torch is set to compute float32 products in TF32 "
+            "(torch.backends.cuda.matmul.allow_tf32)"
+        )
     return None
 
 
 def _call(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if not a.is_cuda or a.dtype is torch.float32:
         return torch.mm(a, b)
-    # cuBLAS may add its partial sums in the output's dtype (38 times our bound at bf16 1023 x 1000 x 1031, on an H200).
+    # cuBLAS may add its partial sums in the output's dtype (38 times our bound at bf16 1023 x 1000
+    # x 1031, on an H200).
     matmul = torch.backends.cuda.matmul
     flag = f"allow_{'bf16' if a.dtype is torch.bfloat16 else 'fp16'}_reduced_precision_reduction"
     allowed = getattr(matmul, flag)

@@ -1,7 +1,8 @@
 """`out = x * rsqrt(mean(x**2) + eps) * weight` with several rows per program.
 
-A two-dimensional tile stays in registers between the sums and the product, so that short rows (heads of 128, say) still
-fill whole programs with 16-byte accesses. Wins for many rows of up to about 1,000 values.
+A two-dimensional tile stays in registers between the sums and the product, so that short rows
+(heads of 128, say) still fill whole programs with 16-byte accesses. Wins for many rows of up to
+about 1,000 values.
 """
 
 from __future__ import annotations
@@ -133,7 +134,10 @@ def supports(problem: Problem, target: Target) -> str | None:
     if width > MAX_WIDTH:
         return f"rows of {width} values are wider than {MAX_WIDTH}"
     if dims > MAX_LEADING:
-        return f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} can be walked"
+        return (
+            f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} "
+            "can be walked"
+        )
     return None
 
 

@@ -1,8 +1,8 @@
 """`out = x * rsqrt(mean(x**2) + eps) * weight` with one program, or a persistent one, per row.
 
-The row stays in registers between the sum and the product (one read, one write: Zhang and Sennrich, 2019); rows wider
-than the block are read twice, in chunks, the second time from L2. Wins for rows of about 1,000 values and more, and for
-few rows.
+The row stays in registers between the sum and the product (one read, one write: Zhang and Sennrich,
+2019); rows wider than the block are read twice, in chunks, the second time from L2. Wins for rows
+of about 1,000 values and more, and for few rows.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def _block(config: Mapping[str, Any], problem: Problem, target: Target) -> int:
 
 
 def _max_values(threads: int) -> int:
-    """How many values of a row a thread can hold without spilling (seen: 64 spill with 1,024 threads)."""
+    """How many values of a row a thread can hold without spilling (seen: 64 spill with 1,024
+    threads)."""
     return 64 if threads <= 512 else 32
 
 
@@ -177,11 +178,12 @@ SPACE = Space(
 
 
 def _prior(problem: Problem, target: Target) -> dict[str, Value]:
-    """One program a row, 16 bytes to 32 bytes a thread: enough loads in flight without a loop."""
+    """One program a row: 32 bytes a thread for rows of up to 8 KiB, then 64 (2048 x 16384 bf16 on
+    an H200: 36 us with 16 warps, 45 us with 32)."""
     width, itemsize = _width(problem), problem["x"].itemsize
     chunks = max(1, width // MAX_BLOCK)
     block = width // chunks
-    bytes_per_thread = 32 if width * itemsize <= 32_768 else 64
+    bytes_per_thread = 32 if block * itemsize <= 8192 else 64
     warps = block * itemsize // (bytes_per_thread * target.warp_size)
     warps = max(warps, block // (32 * target.warp_size), 1)
     return {
@@ -197,7 +199,10 @@ def supports(problem: Problem, target: Target) -> str | None:
     del target
     dims = len(collapse_rows(problem["x"]))
     if dims > MAX_LEADING:
-        return f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} can be walked"
+        return (
+            f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} "
+            "can be walked"
+        )
     if problem["x"].shape[-1] > 32 * MAX_BLOCK:
         return f"rows of {problem['x'].shape[-1]} values are wider than {32 * MAX_BLOCK}"
     return None

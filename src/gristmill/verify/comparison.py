@@ -9,7 +9,7 @@ import torch
 
 from gristmill.core.op import Bounds
 
-CHUNK_ELEMENTS = 1 << 24  # float64 scratch of a comparison: a few times 128 MiB, whatever the tensors' size
+CHUNK_ELEMENTS = 1 << 24  # a comparison's float64 scratch: some times 128 MiB for any tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Verdict:
 
     Attributes:
         ok: every element of every output is within its bound.
-        error: the worst error as a share of its bound (at most 1 passes; infinite for a wrong NaN or infinity).
+        error: the worst error as a share of its bound (at most 1 passes; infinite for a wrong NaN
+            or infinity).
         reason: where not `ok`, which output, how many elements and the worst one.
     """
 
@@ -36,17 +37,24 @@ def compare(
     magnitudes: Sequence[torch.Tensor],
     bounds: Bounds,
 ) -> Verdict:
-    """Judge outputs against float64 references: `|out - ref| <= rtol * |ref| + gamma * magnitude + atol`.
+    """Judge outputs against float64 references, within `Bounds`.
 
-    A NaN or infinite reference needs the same output. A finite reference that overflows the output's dtype needs
-    an output within the bound of the overflow threshold, so that rounding at the edge is free to go either way.
+    A NaN or infinite reference needs the same output. A finite reference that overflows the
+    output's dtype needs an output within the bound of the overflow threshold, so that rounding at
+    the edge is free to go either way.
     """
     if len(outputs) != len(references):
-        return Verdict(False, torch.inf, f"{len(outputs)} outputs where the reference has {len(references)}")
+        return Verdict(
+            False, torch.inf, f"{len(outputs)} outputs where the reference has {len(references)}"
+        )
     worst = 0.0
-    for index, (out, ref, magnitude) in enumerate(zip(outputs, references, magnitudes, strict=True)):
+    for index, (out, ref, magnitude) in enumerate(
+        zip(outputs, references, magnitudes, strict=True)
+    ):
         if out.shape != ref.shape:
-            reason = f"output {index} has shape {tuple(out.shape)}, the reference {tuple(ref.shape)}"
+            reason = (
+                f"output {index} has shape {tuple(out.shape)}, the reference {tuple(ref.shape)}"
+            )
             return Verdict(False, torch.inf, reason)
         verdict = _compare_one(index, out, ref, magnitude, bounds)
         if not verdict.ok:
@@ -76,7 +84,9 @@ def _compare_one(
     return Verdict(False, worst, reason)
 
 
-def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _chunks(
+    *tensors: torch.Tensor,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Flat float64 pieces of the tensors, and where each starts."""
     rows = [t.reshape(1) if t.dim() == 0 else t for t in tensors]
     if rows[0].numel() == 0:
@@ -94,9 +104,14 @@ def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.T
 
 
 def _share(
-    out: torch.Tensor, ref: torch.Tensor, magnitude: torch.Tensor, bounds: Bounds, dtype: torch.dtype
+    out: torch.Tensor,
+    ref: torch.Tensor,
+    magnitude: torch.Tensor,
+    bounds: Bounds,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The error as a share of the bound, element by element; all arguments float64 (`dtype`: the output's own)."""
+    """The error as a share of the bound, element by element; all arguments float64 (`dtype`: the
+    output's own)."""
     exact = ~ref.isfinite()
     same = (out == ref) | (out.isnan() & ref.isnan())
     if dtype.is_floating_point:
@@ -108,5 +123,7 @@ def _share(
     allowed = bounds.rtol * ref.abs() + bounds.gamma * magnitude + bounds.atol
     error = (out - clipped).abs()
     share = torch.where(error == 0, 0.0, error / allowed)
-    share = share.nan_to_num(nan=torch.inf, posinf=torch.inf)  # a NaN output where the reference is finite
+    share = share.nan_to_num(
+        nan=torch.inf, posinf=torch.inf
+    )  # a NaN output where the reference is finite
     return torch.where(exact, torch.where(same, 0.0, torch.inf), share)

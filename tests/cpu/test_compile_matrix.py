@@ -1,0 +1,120 @@
+"""Every Triton implementation compiles for every architecture without one, within register and
+spill budgets."""
+
+import pytest
+
+from gristmill.compile.executor import EXECUTOR
+from gristmill.core import registry
+from gristmill.core.target import named_target
+from gristmill.testing import configs
+from gristmill.testing.cases import layouts
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+MAX_REGISTERS = {"cuda": 255, "hip": 512}
+SEARCHED_SPILL_BYTES = (
+    512  # a random point of a space may spill a little; it loses the race, and is no failure
+)
+
+TRITON = [
+    i for op in registry.op_names() for i in registry.implementations(op) if i.kind == "triton"
+]
+
+
+def supported(names=None):
+    for arch in ARCHITECTURES:
+        target = named_target(arch)
+        for i in TRITON:
+            for w in i.op.workloads:
+                if i.why_not(w.problem, target) is None and (names is None or w.name in names):
+                    yield pytest.param(i, w.problem, target, id=f"{arch}-{i.id}-{w.name}")
+
+
+def compiled(implementation, problem, target, config=None):
+    values = problem.meta()
+    config = implementation.config(config, problem, target)
+    outputs, workspace = implementation.allocate(values, config)
+    launches = implementation.launches(values, outputs, workspace, config)
+    return [EXECUTOR.compile(launch, target) for launch in launches]
+
+
+@pytest.mark.parametrize(("implementation", "problem", "target"), list(supported()))
+def test_priors_fit_in_registers(implementation, problem, target):
+    for binary in compiled(implementation, problem, target):
+        assert binary.spills == 0
+        assert binary.registers is not None
+        assert binary.registers <= MAX_REGISTERS[target.vendor]
+        assert binary.shared_bytes <= target.shared_memory_bytes
+
+
+SOME = ("square-4096", "llama3-8b-qkv-m64", "square-1024-fp32", "8192x8192", "qk-norm-64x40x128")
+
+
+@pytest.mark.parametrize(("implementation", "problem", "target"), list(supported(SOME)))
+def test_points_of_the_space_compile(implementation, problem, target):
+    for config in configs(implementation, problem, target, 3):
+        for binary in compiled(implementation, problem, target, config):
+            assert binary.spills <= SEARCHED_SPILL_BYTES, config
+            assert binary.shared_bytes <= target.shared_memory_bytes, config
+
+
+@pytest.mark.parametrize("implementation", TRITON, ids=lambda i: i.id)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_every_layout_compiles(implementation, dtype):
+    target = named_target("sm_90")
+    base = implementation.op.sized({"rows": 64, "N": 1000, "M": 200, "K": 264}, dtype)
+    for label, problem in layouts(implementation.op, base):
+        if implementation.why_not(problem, target) is None:
+            for binary in compiled(implementation, problem, target):
+                assert binary.spills == 0, label
+
+
+HOPPER = named_target("sm_90")
+
+
+@pytest.mark.parametrize("name", ["tiled", "persistent_tma"])
+@pytest.mark.parametrize("workload", ["square-4096", "square-4096-row-major", "square-4096-fp16"])
+def test_hopper_products_run_on_warpgroups(name, workload):
+    implementation = registry.implementation("matmul", name)
+    (binary,) = compiled(implementation, implementation.op.workload(workload).problem, HOPPER)
+    assert "HGMMA" in binary.sass
+    if name == "persistent_tma":
+        assert "UTMALDG" in binary.sass
+        assert "UTMASTG" in binary.sass
+
+
+@pytest.mark.parametrize(
+    ("name", "workload"),
+    [
+        ("row", "16384x4096"),
+        ("row", "8192x8192"),
+        ("row", "16384x4096-fp32"),
+        ("row", "wide-64x65536"),
+        ("multi_row", "qk-norm-4096x40x128"),
+        ("multi_row", "32768x1024"),
+    ],
+)
+def test_rows_are_read_and_written_16_bytes_at_a_time(name, workload):
+    """The weight (evict_last, `.EL`) comes from L2 and may be narrower."""
+    implementation = registry.implementation("rms_norm", name)
+    (binary,) = compiled(implementation, implementation.op.workload(workload).problem, HOPPER)
+    loads = [line for line in binary.sass.splitlines() if "LDG" in line and ".EL" not in line]
+    stores = [line for line in binary.sass.splitlines() if "STG" in line]
+    assert loads
+    assert all(".128" in line for line in loads)
+    assert stores
+    assert all(".128" in line for line in stores)
+
+
+def test_a_new_token_count_compiles_nothing():
+    """Row and token counts are neither constants nor specialised: one binary serves them all."""
+    for op, name, sizes in (
+        ("rms_norm", "row", [{"rows": r, "N": 4096} for r in (1, 2, 17, 64)]),
+        ("rms_norm", "multi_row", [{"rows": r, "N": 128} for r in (64, 1000, 4097)]),
+        ("matmul", "tiled", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
+        ("matmul", "persistent_tma", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
+    ):
+        implementation = registry.implementation(op, name)
+        problems = [implementation.op.sized(s, "bfloat16") for s in sizes]
+        config = implementation.config(None, problems[-1], HOPPER).knobs
+        binaries = [compiled(implementation, p, HOPPER, config)[0] for p in problems]
+        assert len({b.kernel.hash for b in binaries}) == 1, name

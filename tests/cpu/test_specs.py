@@ -1,0 +1,176 @@
+"""The contracts: what they refuse and in which words, and whether their bounds tell right from
+wrong."""
+
+import pytest
+import torch
+
+from gristmill.core import registry
+from gristmill.core.problem import TensorSpec
+from gristmill.errors import InvalidInputError
+from gristmill.testing import Case, judge
+from gristmill.verify import compare, truth
+
+OPS = [registry.load(name) for name in ("matmul", "rms_norm")]
+MATMUL, RMS_NORM = OPS
+
+
+def ones(*shape, dtype=torch.float32):
+    return torch.ones(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "words"),
+    [
+        (MATMUL, (ones(2), ones(2, 2)), ["`a`", "(2,)", "2-D", "reshape"]),
+        (MATMUL, (ones(2, 2), ones(1, 2, 2)), ["`b`", "(1, 2, 2)", "2-D"]),
+        (MATMUL, (ones(2, 3), ones(2, 3)), ["`b`", "(2, 3)", "`b.t()`"]),
+        (MATMUL, (ones(2, 3), ones(4, 5)), ["`b`", "(4, 5)", "rows of `b`"]),
+        (MATMUL, (ones(2, 2), ones(2, 2, dtype=torch.float16)), ["`b`", "float16", "one dtype"]),
+        (MATMUL, (ones(4, 8)[::2, ::2], ones(4, 2)), ["`a`", "strides", "contiguous()"]),
+        (MATMUL, (ones(1, 1).expand(4, 4), ones(4, 2)), ["`a`", "(0, 0)", "contiguous()"]),
+        (MATMUL, (ones(2, 2), [[1.0]]), ["`b`", "list", "tensor"]),
+        (MATMUL, (ones(2, 2, dtype=torch.int8),) * 2, ["`a`", "torch.int8", "torch.bfloat16"]),
+        (MATMUL, (ones(2, 2).to("meta"), ones(2, 2)), ["`b`", "cpu", "meta", "one device"]),
+        (RMS_NORM, (ones(),), ["`x`", "()", "reshape(1)"]),
+        (RMS_NORM, (ones(4, 4).t(),), ["`x`", "stride 4", "contiguous()"]),
+        (RMS_NORM, (ones(4, 4), ones(3)), ["`weight`", "(3,)", "(4,)"]),
+        (RMS_NORM, (ones(4, 4), ones(4, dtype=torch.float16)), ["`weight`", "float16"]),
+        (RMS_NORM, (ones(4, 4), ones(8)[::2]), ["`weight`", "stride 2", "contiguous()"]),
+        (RMS_NORM, (ones(4, 4), None, -1.0), ["`eps`", "-1.0", "0 or more"]),
+        (RMS_NORM, (ones(4, 4), None, float("nan")), ["`eps`", "nan", "finite"]),
+        (RMS_NORM, (ones(4, 4), None, "small"), ["`eps`", "str", "float"]),
+    ],
+)
+def test_refusals_say_what_was_given_what_is_allowed_and_what_to_do(op, args, words):
+    with pytest.raises(InvalidInputError) as caught:
+        op.bind(args)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        (MATMUL, (ones(2, 3), ones(4, 3).t())),
+        (MATMUL, (ones(3, 2).t(), ones(3, 4))),
+        (MATMUL, (ones(4, 8)[:, :3], ones(3, 1))),
+        (
+            MATMUL,
+            (ones(4, 8)[:, ::8], ones(1, 5)),
+        ),  # the stride of a dimension of size 1 is no stride
+        (MATMUL, (ones(1, 8).expand(4, 8), ones(8, 2))),
+        (MATMUL, (ones(0, 8), ones(8, 2))),
+        (MATMUL, (ones(4, 0), ones(0, 2))),
+        (RMS_NORM, (ones(4, 8)[:, :5],)),
+        (RMS_NORM, (ones(4, 8)[:, ::8], ones(1))),
+        (RMS_NORM, (ones(2, 3, 4).transpose(0, 1), ones(4))),
+        (RMS_NORM, (ones(1, 4).expand(3, 4),)),
+        (RMS_NORM, (ones(5),)),
+        (RMS_NORM, (ones(0, 4),)),
+        (RMS_NORM, (ones(4, 0), ones(0))),
+        (RMS_NORM, (ones(4, 4), None, 0)),
+    ],
+)
+def test_allowed_layouts_are_right_by_every_cpu_implementation(op, args):
+    values = op.bind(args)
+    references, magnitudes = truth(op, values)
+    problem = op.problem(values)
+    (spec,) = op.outputs(problem)
+    for implementation in registry.implementations(op.name):
+        if implementation.kind == "vendor":
+            out = implementation(*args)
+            assert TensorSpec.of(out).shape == spec.shape
+            assert out.is_contiguous()
+            assert compare((out,), references, magnitudes, op.bounds(problem)).ok
+
+
+def test_an_empty_sum_is_zero():
+    assert torch.equal(
+        registry.implementation("matmul", "aten")(ones(3, 0), ones(0, 2)), torch.zeros(3, 2)
+    )
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_workloads_are_well_formed(op):
+    names = [w.name for w in op.workloads]
+    assert len(names) == len(set(names))
+    for workload in op.workloads:
+        problem = workload.problem
+        op.validate(problem.meta())
+        assert op.cost(problem).flops > 0
+        assert op.bounds(problem).reason
+        (spec,) = op.outputs(problem)
+        assert spec.is_contiguous
+        assert [a.name for a in op.axes(problem)] == [a.name for a in op.axes(names_first(op))]
+
+
+def names_first(op):
+    return op.workloads[0].problem
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_vendor_conforms_on_every_variant(op, dtype):
+    problem = op.sized({"rows": 9, "N": 250, "M": 33, "K": 100}, dtype)
+    for variant in op.variants:
+        verdict = judge(Case(registry.implementation(op.name, "aten"), problem, variant), "cpu")
+        assert verdict.ok, (variant, verdict.reason)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("k", [100, 1031, 4096])
+def test_matmul_bounds_see_one_lost_product(dtype, k):
+    problem = MATMUL.sized({"M": 64, "N": 64, "K": k}, dtype)
+    a, b = MATMUL.inputs(problem, torch.Generator().manual_seed(0), "normal")
+    references, magnitudes = truth(MATMUL, (a, b))
+    lost = (references[0] - a[:, -1:].double() * b[-1:].double()).to(a.dtype)
+    bounds = MATMUL.bounds(problem)
+    assert compare((references[0].to(a.dtype),), references, magnitudes, bounds).ok
+    assert not compare((lost,), references, magnitudes, bounds).ok
+
+
+def wrong_norms(x, weight, eps):
+    n, w = x.shape[-1], weight.double()
+    x = x.double()
+    mean = x.square().mean(-1, keepdim=True)
+    block = 1 << (n - 1).bit_length()
+    yield "the block for N", "normal", x / (mean * n / block + eps).sqrt() * w
+    yield "eps outside the root", "small", x / (mean.sqrt() + eps) * w
+    yield "no eps", "small", x / mean.sqrt() * w
+    yield "two roundings", "normal", (x / (mean + eps).sqrt()).bfloat16().double() * w
+    yield "weight + 1", "normal", x / (mean + eps).sqrt() * (1 + w)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_rms_norm_bounds_see_the_usual_mistakes(dtype):
+    problem = RMS_NORM.sized({"rows": 16, "N": 1000}, dtype)
+    bounds = RMS_NORM.bounds(problem)
+    for variant in ("normal", "small"):
+        x, weight, eps = RMS_NORM.inputs(problem, torch.Generator().manual_seed(0), variant)
+        references, magnitudes = truth(RMS_NORM, (x, weight, eps))
+        assert compare((references[0].to(x.dtype),), references, magnitudes, bounds).ok
+        for mistake, where, wrong in wrong_norms(x, weight, eps):
+            if where == variant:
+                verdict = compare((wrong.to(x.dtype),), references, magnitudes, bounds)
+                assert not verdict.ok, mistake
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_inputs_follow_the_problem_and_the_seed(op):
+    for workload in op.workloads:
+        if sum(t.numel for t in workload.problem.tensors.values()) < 1e6:
+            first, second = (
+                op.inputs(workload.problem, torch.Generator().manual_seed(7), "normal")
+                for _ in "12"
+            )
+            assert op.problem(first) == workload.problem
+            for one, other in zip(first, second, strict=True):
+                assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_references_are_differentiable_in_float64(op):
+    problem = op.sized({"rows": 3, "N": 5, "M": 3, "K": 4}, "float32")
+    values = op.inputs(problem, torch.Generator().manual_seed(0), "normal")
+    wide = [v.double().requires_grad_() if isinstance(v, torch.Tensor) else v for v in values]
+    assert torch.autograd.gradcheck(op.reference, wide)

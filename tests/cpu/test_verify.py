@@ -1,0 +1,123 @@
+"""Comparison within bounds, poison and canaries."""
+
+import math
+
+import pytest
+import torch
+
+from gristmill.core import registry
+from gristmill.core.op import Bounds
+from gristmill.core.problem import TensorSpec
+from gristmill.verify import compare, guarded_empty, poison, truth
+
+HALF = Bounds(rtol=2.0**-11, gamma=0.0, atol=2.0**-24, reason="one rounding")
+
+
+def judge(out, ref, bounds=HALF, dtype=torch.float16):
+    out = torch.tensor(out, dtype=dtype)
+    ref = torch.tensor(ref, dtype=torch.float64)
+    return compare((out,), (ref,), (ref.abs(),), bounds)
+
+
+def test_rounding_passes_and_reports_its_share_of_the_bound():
+    ref = torch.rand(1000, dtype=torch.float64)
+    verdict = compare((ref.half(),), (ref,), (ref,), HALF)
+    assert verdict.ok
+    assert 0.5 < verdict.error <= 1
+    assert verdict
+
+
+def test_two_ulps_fail_with_a_reason():
+    verdict = judge([1.0, 2.0, 3.01], [1.0, 2.0, 3.0])
+    assert not verdict.ok
+    assert "output 0 is wrong in 1 of 3" in verdict.reason
+    assert "[2]" in verdict.reason
+    assert verdict.error > 1
+
+
+@pytest.mark.parametrize(
+    ("out", "ref", "ok"),
+    [
+        (math.nan, math.nan, True),
+        (math.inf, math.inf, True),
+        (-math.inf, math.inf, False),
+        (math.nan, math.inf, False),
+        (math.inf, math.nan, False),
+        (math.nan, 1.0, False),
+        (math.inf, 1.0, False),
+        (1.0, math.nan, False),
+        (65504.0, math.inf, False),
+        (math.inf, 1e6, True),  # overflows float16
+        (65504.0, 65525.0, True),  # rounds to infinity, by less than the bound
+        (math.inf, 65515.0, True),
+        (math.inf, 65000.0, False),
+        (60000.0, 1e6, False),
+        (0.0, 0.0, True),
+        (-0.0, 0.0, True),
+        (0.0, 2.0**-25, True),  # underflow
+        (0.0, 1.0, False),
+    ],
+)
+def test_non_finite_values_are_exact_and_overflow_is_the_reference_rounded(out, ref, ok):
+    assert judge([out], [ref]).ok is ok
+
+
+def test_gamma_scales_with_the_magnitude():
+    out, ref = torch.tensor([0.5]), torch.tensor([0.0], dtype=torch.float64)
+    magnitude = torch.tensor([1000.0], dtype=torch.float64)
+    assert compare((out,), (ref,), (magnitude,), Bounds(0, 1e-3, 0, "")).ok
+    assert not compare((out,), (ref,), (magnitude,), Bounds(0, 1e-4, 0, "")).ok
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 0), (4, 7), (2, 3, 40), (2, 1, 1, 33)])
+def test_chunks_give_the_same_verdict(shape, monkeypatch):
+    monkeypatch.setattr("gristmill.verify.comparison.CHUNK_ELEMENTS", 16)
+    ref = torch.rand(shape, dtype=torch.float64) + 1
+    assert compare((ref.half(),), (ref,), (ref,), HALF).ok
+    if ref.numel():
+        out = ref.half()
+        position = tuple(n - 1 for n in shape)
+        out[position] = -5
+        verdict = compare((out,), (ref,), (ref,), HALF)
+        assert not verdict.ok
+        assert f"wrong in 1 of {ref.numel()}" in verdict.reason
+        assert str(list(position)) in verdict.reason
+
+
+def test_transposed_outputs_are_compared_where_they_are():
+    ref = torch.rand(5, 9, dtype=torch.float64)
+    assert compare((ref.half().t().contiguous().t(),), (ref,), (ref,), HALF).ok
+
+
+def test_shapes_and_counts_are_part_of_the_verdict():
+    one = torch.ones(2, dtype=torch.float64)
+    assert "shape" in compare((torch.ones(3),), (one,), (one,), HALF).reason
+    assert "2 outputs" in compare((one, one), (one,), (one,), HALF).reason
+
+
+def test_poison_is_never_a_right_answer():
+    assert poison(torch.ones(4)).isnan().all()
+    assert (poison(torch.ones(4, dtype=torch.int32)) == torch.iinfo(torch.int32).min).all()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8"])
+def test_canaries_see_a_write_on_either_side(dtype, aligned):
+    spec = TensorSpec((3, 5), (8, 1), dtype, aligned)
+    tensor, guard = guarded_empty(spec, "cpu")
+    assert TensorSpec.of(tensor) == spec
+    tensor.fill_(1)
+    assert guard.intact()
+    for offset in (-1, spec.extent):
+        tensor, guard = guarded_empty(spec, "cpu")
+        torch.as_strided(tensor, (1,), (1,), tensor.storage_offset() + offset).fill_(1)
+        assert not guard.intact()
+
+
+def test_truth_is_float64_and_leaves_the_arguments():
+    op = registry.load("rms_norm")
+    x = torch.rand(2, 3, dtype=torch.float16)
+    before = x.clone()
+    (ref,), (magnitude,) = truth(op, (x, None, 1e-6))
+    assert ref.dtype == magnitude.dtype == torch.float64
+    assert torch.equal(x, before)
