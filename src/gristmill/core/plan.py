@@ -9,6 +9,7 @@ from typing import Any, Literal
 from gristmill.core.config import Config
 
 Objective = Literal["eager", "graph"]
+OBJECTIVES: tuple[Objective, ...] = ("eager", "graph")
 Status = Literal[
     "ok", "wrong", "compile_error", "launch_error", "timeout", "crash", "slow", "unsupported"
 ]

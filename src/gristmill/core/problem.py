@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -213,7 +213,7 @@ def layout_class(spec: TensorSpec) -> str:
     unit = "r" if not strides or strides[-1] == 1 or shape[-1] == 1 else "s"
     if unit == "s" and len(strides) > 1 and strides[-2] == 1:
         unit = "c"
-    dense = spec.is_contiguous or (unit == "c" and len(shape) == 2 and strides[-1] == shape[-2])
+    dense = spec.is_contiguous or (unit == "c" and strides == contiguous_strides(shape[::-1])[::-1])
     aligned = spec.aligned and all(
         s == 1 or n == 1 or s * spec.itemsize % ALIGNMENT_BYTES == 0
         for n, s in zip(shape, strides, strict=True)

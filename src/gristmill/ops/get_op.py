@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from gristmill import settings
+from gristmill import settings, tuning
 from gristmill.cache.store import store
 from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
 from gristmill.core.op import Op
-from gristmill.core.plan import Objective, Plan
+from gristmill.core.plan import OBJECTIVES, Objective, Plan
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
@@ -21,8 +21,6 @@ from gristmill.ops._dispatch import NO_KEY, Dispatcher, dispatcher, forget
 from gristmill.selection.explain import Explanation
 from gristmill.selection.explain import explain as explain_selection
 from gristmill.selection.select import select
-from gristmill.tuning.progress import observer
-from gristmill.tuning.runner import OBJECTIVES, Budget, TuningResult, TuningRun
 
 
 class BoundOp:
@@ -130,9 +128,7 @@ def get_op(
     if policy not in ("now", "never"):
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
     if plan.origin != "tuned" and policy == "now" and not _refuses_tuning():
-        _tune(
-            spec, values, problem, Budget(budget_s or settings.current().budget_s, trials), strategy
-        )
+        _tune(spec, values, problem, _budget(budget_s, trials), strategy)
         plan = select(spec, problem, target, objective)
     dispatch = dispatcher(op, objective)
     dispatch.build(plan, values)
@@ -148,7 +144,7 @@ def tune(
     trials: int | None = None,
     strategy: str = "auto",
     seed: int = 0,
-) -> TuningResult:
+) -> tuning.TuningResult:
     """Tune this problem now, whether it has a plan or not, and keep the plans for both objectives.
 
     Args as for `get_op`; `seed` makes inputs and random search repeatable.
@@ -164,8 +160,7 @@ def tune(
         raise TuningError(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
         )
-    budget = Budget(settings.current().budget_s if budget_s is None else budget_s, trials)
-    return _tune(spec, values, problem, budget, strategy, seed)
+    return _tune(spec, values, problem, _budget(budget_s, trials), strategy, seed)
 
 
 def explain(
@@ -200,6 +195,10 @@ def _ask(
     return spec, values, spec.problem(values), device_target(spec.device(values))
 
 
+def _budget(seconds: float | None, trials: int | None) -> tuning.Budget:
+    return tuning.Budget(settings.current().budget_s if seconds is None else seconds, trials)
+
+
 def _refuses_tuning() -> str:
     """Why this is no time to tune, or an empty string."""
     if torch.compiler.is_compiling():
@@ -217,15 +216,17 @@ def _tune(
     spec: Op,
     values: tuple[Any, ...],
     problem: Problem,
-    budget: Budget,
+    budget: tuning.Budget,
     strategy: str,
     seed: int = 0,
-) -> TuningResult:
+) -> tuning.TuningResult:
     device = spec.device(values)
-    run = TuningRun(spec, problem, device, store(), budget, strategy, seed, observer())
+    run = tuning.TuningRun(
+        spec, problem, device, store(), budget, strategy, seed, tuning.observer()
+    )
     with store().lease(f"{spec.name}|{run.bucket.key}|{run.target.key}") as mine:
         # Another process is tuning this very problem: use what there is, as a direct call does.
-        result = run.run() if mine else TuningResult()
+        result = run.run() if mine else tuning.TuningResult()
     forget(spec.name)
     if result.interrupted:
         raise KeyboardInterrupt

@@ -1,0 +1,28 @@
+"""Search: strategies, trials in isolation, the race and the choice.
+
+The face is lazy: a process that only uses plans pays nothing for the tuner (8 ms).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gristmill.tuning.progress import observer
+    from gristmill.tuning.runner import Budget, TuningResult, TuningRun
+
+_HOMES = {
+    "Budget": "runner",
+    "TuningResult": "runner",
+    "TuningRun": "runner",
+    "observer": "progress",
+}
+
+__all__ = ["Budget", "TuningResult", "TuningRun", "observer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gristmill.tuning' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gristmill.tuning.{_HOMES[name]}"), name)

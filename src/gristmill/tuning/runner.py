@@ -15,7 +15,7 @@ from gristmill import settings
 from gristmill.cache.store import PlanStore
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
-from gristmill.core.plan import Candidate, Measurement, Objective, Outcome, Plan
+from gristmill.core.plan import OBJECTIVES, Candidate, Measurement, Objective, Outcome, Plan
 from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation, implementations
@@ -28,7 +28,6 @@ from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer, Silent
 from gristmill.tuning.strategies import Strategy, make_strategy
 
-OBJECTIVES: tuple[Objective, ...] = ("eager", "graph")
 FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
 RACE_SHARE = 0.2  # of the budget in seconds, kept for the last race
 SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budget
