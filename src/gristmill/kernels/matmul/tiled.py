@@ -111,8 +111,8 @@ SPACE = Space(
         lambda c, p, t: c["ACCUMULATORS"] <= 128,
     ),
     require(
-        "float32 products run on scalar units: at most 64 accumulators a thread and BLOCK_K 64",
-        lambda c, p, t: not _is_float32(p) or (c["ACCUMULATORS"] <= 64 and c["BLOCK_K"] <= 64),
+        "float32 products run on scalar units: at most 32 accumulators a thread and BLOCK_K 64",
+        lambda c, p, t: not _is_float32(p) or (c["ACCUMULATORS"] <= 32 and c["BLOCK_K"] <= 64),
     ),
     require(
         "a warp has less than one 16 x 16 tile",
