@@ -40,6 +40,8 @@ from gristmill.tuning.trial import candidate_from_json, candidate_to_json
 def compile_candidate(problem: Problem, target: Target, candidate: Candidate) -> Outcome:
     """`ok` with what the compiler says of the kernel, or `compile_error`; from meta tensors, with
     no device."""
+    if not target.is_gpu:
+        return Outcome("ok")  # Triton's interpreter takes the source
     impl = implementation(problem.op, candidate.implementation)
     try:
         config = impl.config(candidate.config, problem, target)
@@ -123,10 +125,13 @@ def _fork(request: Mapping[str, Any]) -> tuple[int, int]:
         return pid, read
     os.close(read)
     try:
-        problem = Problem.from_json(request["problem"])
-        outcome = compile_candidate(
-            problem, Target(**request["target"]), candidate_from_json(request["candidate"])
-        )
+        try:
+            problem = Problem.from_json(request["problem"])
+            outcome = compile_candidate(
+                problem, Target(**request["target"]), candidate_from_json(request["candidate"])
+            )
+        except Exception as error:  # noqa: BLE001 - a launcher may raise anything: its outcome
+            outcome = Outcome("crash", f"{type(error).__name__}: {error}"[:REASON_CHARS])
         os.write(write, json.dumps(outcome.to_json()).encode())
     finally:
         os._exit(0)
