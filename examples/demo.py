@@ -75,7 +75,9 @@ def choose(out: Console, op: str, values: tuple[Any, ...], budget_s: float) -> g
     if known.plan.origin == "tuned":
         out.print(f"known from an earlier run, found in {(time.monotonic() - start) * 1e3:.0f} ms")
         return known
-    return gm.get_op(op, values, budget_s=budget_s)
+    bound = gm.get_op(op, values, budget_s=budget_s)
+    out.print()
+    return bound
 
 
 def check(out: Console, op: Op, bound: gm.BoundOp, values: tuple[Any, ...]) -> None:
@@ -88,8 +90,8 @@ def check(out: Console, op: Op, bound: gm.BoundOp, values: tuple[Any, ...]) -> N
     )
     judged = "[green]right[/]" if verdict.ok else f"[bold red]wrong[/] ({verdict.reason})"
     out.print(
-        f"against float64: {judged}, largest error {worst:.2e}, {verdict.error:.0%} of what the "
-        f"dtype allows"
+        f"against float64: {judged}, largest error {worst:.2e}, {verdict.error:.0%} of its bound "
+        f"(rounding to {str(outputs[0].dtype).removeprefix('torch.')} alone is up to 100%)"
     )
     torch_call = implementation(op.name, "aten").call
     assert torch_call is not None

@@ -15,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from gristmill import settings
 from gristmill.cli.app import COMMANDS, app
 from gristmill.cli.doctor import Check
 from gristmill.cli.problems import problem_of, requested
@@ -292,6 +293,15 @@ def test_doctor_looks_at_everything(run):
     assert checks["plan store"]["status"] == "ok"
     assert all(c["advice"] for c in data["checks"] if c["status"] == "warn")
     assert data["ok"] is True
+
+
+def test_doctor_sees_a_store_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").touch()
+    with settings.override(cache_dir=tmp_path / "file" / "cache"):
+        data = run_json(run, "doctor", "--device", "cpu")
+    (kept,) = [c for c in data["checks"] if c["name"] == "plan store"]
+    assert kept["status"] == "warn"
+    assert "GRISTMILL_CACHE_DIR" in kept["advice"]
 
 
 def test_doctor_fails_with_advice(run, monkeypatch):

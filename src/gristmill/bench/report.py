@@ -52,7 +52,9 @@ def ceilings_text(report: Report) -> str:
 
 
 def _print_result(out: Console, result: Result, matrix: bool) -> None:
-    out.print(f"[bold]{escape(result.workload)}[/]  {escape(result.problem)}", soft_wrap=True)
+    named = result.workload != result.problem
+    name = f"[bold]{escape(result.workload)}[/]  " if named else ""
+    out.print(name + escape(result.problem), soft_wrap=True)
     if result.reason:
         out.print(f"[bold red]failed[/] {escape(result.reason)}")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -114,9 +115,9 @@ def _prepare(
         if verdict.ok:
             ready.append((provider, verdict.error))
         else:
-            reason = verdict.reason
+            error = verdict.error if math.isfinite(verdict.error) else None  # JSON has no infinity
             rows.append(
-                Row(name, provider.role, "wrong", provider.what, reason, error=verdict.error)
+                Row(name, provider.role, "wrong", provider.what, verdict.reason, error=error)
             )
     return rows, ready
 

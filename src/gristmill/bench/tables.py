@@ -2,7 +2,7 @@
 gristmill.bench.tables README.md`.
 
 Replaces what stands between `<!-- benchmarks:begin -->` and `<!-- benchmarks:end -->` by one table
-per op and device in `benchmarks/results/<device>/<op>.json`. With `--check`, changes nothing and
+per op and device in `benchmarks/results/<device>/<op>*.json`. With `--check`, changes nothing and
 fails where the file is not up to date.
 """
 
@@ -28,7 +28,7 @@ def tables(results: Path) -> str:
     """The Markdown of every device's results under this folder."""
     parts: list[str] = []
     for folder in sorted(p for p in results.glob("*") if p.is_dir()):
-        paths = [path for path in (folder / f"{op}.json" for op in OPS) if path.exists()]
+        paths = [path for op in OPS for path in sorted(folder.glob(f"{op}*.json"))]
         parts += [report_markdown(Report.load(path)) for path in paths]
         if (folder / OVERHEAD).exists():
             parts.append(overhead_markdown(folder / OVERHEAD))

@@ -235,13 +235,25 @@ def _worker(device: torch.device, target: Target) -> Check:
 def _store() -> Check:
     summary = store().summary()
     found = f"{summary.path}: {summary.measurements:,} measurements, {summary.plans:,} plans"
-    if summary.state == "ok":
+    fault = "" if summary.state == "ok" else f"{summary.state}: {summary.reason}"
+    fault = fault or _unwritable(summary.path.parent)
+    if not fault:
         return Check("plan store", "ok", found)
     advice = (
         "Make the folder writable, or set GRISTMILL_CACHE_DIR to one that is. "
         "Until then nothing is remembered."
     )
-    return Check("plan store", "warn", f"{found}; {summary.state}: {summary.reason}", advice)
+    return Check("plan store", "warn", f"{found}; {fault}", advice)
+
+
+def _unwritable(folder: Path) -> str:
+    """Why no file can be made in a folder (made if need be), or an empty string."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error)
 
 
 def _disk() -> Check:
