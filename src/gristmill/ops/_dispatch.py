@@ -85,8 +85,10 @@ class Dispatcher:
         impl = self._implementation(plan.candidate)
         if impl.kind == "compiled" and key not in self._built:
             call = bind(impl, plan.candidate.config, values)
-            with torch.no_grad():
-                call(*values)  # the first call compiles
+            plain = [v.detach() if isinstance(v, torch.Tensor) else v for v in values]
+            for enabled in (False, True):  # Dynamo compiles again for the other mode
+                with torch.set_grad_enabled(enabled):
+                    call(*plain)
             self._built[key] = call
 
     def remember(self, key: tuple[Any, ...] | None, call: BoundCall) -> None:
