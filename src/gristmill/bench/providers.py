@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from gristmill.bench.roofline import copy_call
 from gristmill.cache.store import store
 from gristmill.compile.bound import bind
@@ -100,8 +98,7 @@ def _by_name(
     best_graph, _ = _best(impl, problem, target, "graph")
     call = bind(impl, candidate.config, values)
     graph = call if best_graph == candidate else bind(impl, best_graph.config, values)
-    with torch.no_grad():
-        call(*values)
+    call(*values)  # compiles what has to be, in the gradient mode that it is timed in
     what = f"{candidate} [{origin}]" if impl.kind == "triton" else impl.kind
     role: Role = "own" if impl.kind == "triton" else "other"
     return Provider(impl.name, role, what, lambda: call(*values), lambda: graph(*values))

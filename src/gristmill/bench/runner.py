@@ -126,15 +126,14 @@ def _time(providers: Sequence[Provider], device: torch.device, pairs: int) -> li
     clock = timer(device)
     calls: list[Callable[[], Any]] = [p.call for p in providers]
     hosts: list[list[float]] = [[] for _ in calls]
-    with torch.no_grad():
-        warm = [median(times) for times in clock.device_us(calls, 3)]
-        if device.type != "cpu":
-            for _ in range(HOST_ROUNDS):
-                for call, us, times in zip(calls, warm, hosts, strict=True):
-                    times.append(clock.host_us(call, us))
-        slowest = max(map(max, filter(None, hosts)), default=0.0)
-        devices = _shuffled(calls, pairs, lambda some, count: clock.device_us(some, count, slowest))
-        graphs = clock.graph_us([p.graph_call for p in providers], pairs)
+    warm = [median(times) for times in clock.device_us(calls, 3)]
+    if device.type != "cpu":
+        for _ in range(HOST_ROUNDS):
+            for call, us, times in zip(calls, warm, hosts, strict=True):
+                times.append(clock.host_us(call, us))
+    slowest = max(map(max, filter(None, hosts)), default=0.0)
+    devices = _shuffled(calls, pairs, lambda some, count: clock.device_us(some, count, slowest))
+    graphs = clock.graph_us([p.graph_call for p in providers], pairs)
     return [Samples(d, h, g) for d, h, g in zip(devices, hosts, graphs, strict=True)]
 
 
@@ -143,9 +142,11 @@ def _shuffled(
     pairs: int,
     measure: Callable[[list[Callable[[], Any]], int], list[list[float]]],
 ) -> list[list[float]]:
-    """Samples of `calls` in turns, in another order every few rounds: what runs before a call
-    matters (a parallel region
-    leaves threads spinning: 10 us of 28 for the call after it, seen on a CPU)."""
+    """Samples of `calls` in turns, in another order every few rounds.
+
+    What runs before a call matters: a parallel region leaves threads spinning (10 us of 28 for the
+    call after it, seen on a CPU).
+    """
     shuffle = random.Random(0)
     samples: list[list[float]] = [[] for _ in calls]
     order = list(range(len(calls)))
