@@ -60,7 +60,7 @@ def report_markdown(report: Report) -> str:
     lines += [
         "| " + " | ".join(_line(result, others, report.matrix)) + " |" for result in report.results
     ]
-    lines += ["", _summary(report)]
+    lines += ["", _summary(report)] if report.results else []
     if report.skipped:
         lines += ["", f"Not run, out of time: {', '.join(report.skipped)}."]
     versions = report.stamp.versions
