@@ -22,10 +22,12 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICE = """
+DEVICES = """
 import torch
-print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+for index in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_name(index))
 """
+NEEDS = {"gpu": 1, "multi_gpu": 2}  # devices
 
 
 @dataclass
@@ -97,6 +99,7 @@ STEPS = {
     "cpu": pytest("tests/cpu"),
     "interpret": pytest("tests/interpret", TRITON_INTERPRET="1"),
     "gpu": pytest("tests/gpu"),
+    "multi_gpu": pytest("tests/multi_gpu"),
 }
 
 
@@ -121,7 +124,7 @@ def record(path: Path, results: dict[str, Result], total: Result, device: str, c
     data = {
         "commit": commit or output("git", "rev-parse", "HEAD"),
         "changed_files": output("git", "diff", "--name-only", "HEAD").splitlines(),
-        "device": device or "cpu",
+        "device": device,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -139,8 +142,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the counts here")
     parser.add_argument("--commit", default="", help="for --json, where there is no git folder")
     options = parser.parse_args()
-    device = output(sys.executable, "-c", DEVICE)
-    names = options.only or [name for name in STEPS if name != "gpu" or device]
+    devices = output(sys.executable, "-c", DEVICES).splitlines()
+    names = options.only or [name for name in STEPS if len(devices) >= NEEDS.get(name, 0)]
     results: dict[str, Result] = {}
     for name in names:
         print(f"--- {name}", flush=True)
@@ -157,7 +160,7 @@ def main() -> int:
         verdict = "FAILED" if result.failed else "ok"
         print(f"{name:<10} {verdict:<7} {result.passed:>5} passed {result.seconds:>7.1f} s")
     if options.json:
-        record(options.json, results, total, device, options.commit)
+        record(options.json, results, total, devices[0] if devices else "cpu", options.commit)
     print(
         f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped "
         f"in {total.seconds:.1f} s"

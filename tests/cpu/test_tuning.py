@@ -4,6 +4,7 @@ explanations."""
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,12 @@ pytestmark = pytest.mark.usefixtures("fresh_store")
 
 def _problem(rows=8, width=64):
     return load("rms_norm").problem((torch.ones(rows, width), torch.ones(width), 1e-6))
+
+
+def _rewrite(plan, **changes):
+    """Keep a changed plan in its place."""
+    axes = dict(pair.split("=") for pair in plan.bucket.split("|")[0].split(","))
+    store().save_plan(replace(plan, **changes), plan.bucket, {n: int(s) for n, s in axes.items()})
 
 
 @pytest.mark.parametrize("name", ["exhaustive", "random"])
@@ -76,6 +83,25 @@ def test_tuning_measures_every_contender_and_keeps_the_plan():
     assert "rows=8" in near.plan.reason
     other = gm.get_op("rms_norm", (torch.randn(8, 65), torch.randn(65)), tune="never")
     assert other.plan.origin == "vendor"
+
+
+def test_an_upgrade_revalidates_the_best_few_without_searching_again(monkeypatch):
+    values = (torch.randn(8, 64),)
+    gm.get_op("rms_norm", values, budget_s=5.0)
+    _rewrite(gm.get_op("rms_norm", values).plan, provenance="other versions")
+    plan = gm.get_op("rms_norm", values, tune="never").plan
+    assert plan.revalidate
+    assert "tune again" in str(gm.explain("rms_norm", values))
+    runs = []
+    real = TuningRun.__init__
+
+    def spy(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        runs.append(self.explore)
+
+    monkeypatch.setattr(TuningRun, "__init__", spy)
+    assert not gm.get_op("rms_norm", values, budget_s=5.0).plan.revalidate
+    assert runs == [False]
 
 
 def test_the_never_policy_tunes_nothing():
@@ -142,16 +168,12 @@ def test_interruption_keeps_what_was_measured(monkeypatch):
 def test_a_direct_call_never_builds_a_compiled_plan(monkeypatch):
     values = (torch.randn(8, 64), torch.randn(64), 1e-6)
     gm.tune("rms_norm", values, budget_s=5.0)
-    op, problem, target = load("rms_norm"), _problem(), device_target(CPU)
-    plan = select(op, problem, target, "eager")
-    chosen = Candidate("inductor")
-    from dataclasses import replace
-
-    hash_ = implementation("rms_norm", "inductor").source_hash
-    store().save_plan(
-        replace(plan, candidate=chosen, source_hash=hash_, fallback=Candidate("aten")),
-        op.bucket(problem).family(op.axes(problem)),
-        dict(op.bucket(problem).axes),
+    plan = select(load("rms_norm"), _problem(), device_target(CPU), "eager")
+    _rewrite(
+        plan,
+        candidate=Candidate("inductor"),
+        source_hash=implementation("rms_norm", "inductor").source_hash,
+        fallback=Candidate("aten"),
     )
     forget("rms_norm")
     built = []
@@ -165,13 +187,9 @@ def test_a_direct_call_never_builds_a_compiled_plan(monkeypatch):
 def test_a_plan_of_another_source_is_not_used():
     values = (torch.randn(8, 64),)
     bound = gm.get_op("rms_norm", values, budget_s=5.0)
-    from dataclasses import replace
-
-    op, problem = load("rms_norm"), bound.problem
-    bucket = op.bucket(problem)
-    stale = replace(bound.plan, source_hash="0" * 16)
-    store().save_plan(stale, bucket.family(op.axes(problem)), dict(bucket.axes))
-    assert select(op, problem, device_target(CPU), "eager").origin == "vendor"
+    _rewrite(bound.plan, source_hash="0" * 16)
+    plan = select(load("rms_norm"), bound.problem, device_target(CPU), "eager")
+    assert plan.origin == "vendor"
 
 
 def _entry(name, times, host=1.0, config=None):

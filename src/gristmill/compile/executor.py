@@ -99,6 +99,13 @@ def _native(arg: Any) -> Any:
     return arg
 
 
+def _keywords(launch: Launch) -> dict[str, Any]:
+    """Constexprs and options as the JIT takes them; every way to a binary goes through here, so
+    that they meet in Triton's cache."""
+    # The default changes in Triton 3.10, and 3.9 warns where it is not said.
+    return {"enable_fp_fusion": True, **launch.constexprs, **launch.options}
+
+
 def _is_interpreted(launch: Launch) -> bool:
     # By name: importing the interpreter takes 4 ms.
     return type(launch.kernel).__name__ == "InterpretedFunction"
@@ -117,9 +124,7 @@ class Executor:
             if _is_empty(launch):
                 continue
             with torch.cuda.device_of(launch.tensors()[0]):
-                launch.kernel[launch.grid](
-                    *map(_native, launch.args), **launch.constexprs, **launch.options
-                )
+                launch.kernel[launch.grid](*map(_native, launch.args), **_keywords(launch))
 
     def compile(self, launch: Launch, target: Target) -> Binary:
         """The binary that running `launch` on `target` would use, compiled here; meta tensors will
@@ -170,9 +175,7 @@ class Executor:
         """The loaded kernel of a launch for the current device (compiled, if it is new to this
         process)."""
         native = tuple(map(_native, launch.args))
-        kernel = launch.kernel.warmup(
-            *native, grid=launch.grid, **launch.constexprs, **launch.options
-        )
+        kernel = launch.kernel.warmup(*native, grid=launch.grid, **_keywords(launch))
         kernel._init_handles()
         return kernel
 

@@ -127,9 +127,14 @@ def get_op(
     policy = settings.current().tune if tune is None else tune
     if policy not in ("now", "never"):
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
-    if plan.origin != "tuned" and policy == "now" and not _refuses_tuning():
-        _tune(spec, values, problem, _budget(budget_s, trials), strategy)
+    if policy == "now" and _wants_tuning(plan) and not _refuses_tuning():
+        store().forget()  # another process may have tuned it meanwhile
         plan = select(spec, problem, target, objective)
+        if _wants_tuning(plan):
+            # After an upgrade only the best few are measured again: the search is not repeated.
+            explore = plan.origin != "tuned"
+            _tune(spec, values, problem, _budget(budget_s, trials), strategy, explore=explore)
+            plan = select(spec, problem, target, objective)
     dispatch = dispatcher(op, objective)
     dispatch.build(plan, values)
     return BoundOp(dispatch, problem, plan, values)
@@ -199,6 +204,11 @@ def _budget(seconds: float | None, trials: int | None) -> tuning.Budget:
     return tuning.Budget(settings.current().budget_s if seconds is None else seconds, trials)
 
 
+def _wants_tuning(plan: Plan) -> bool:
+    """Whether a plan was not measured for its bucket, or under other versions."""
+    return plan.origin != "tuned" or plan.revalidate
+
+
 def _refuses_tuning() -> str:
     """Why this is no time to tune, or an empty string."""
     if torch.compiler.is_compiling():
@@ -219,10 +229,11 @@ def _tune(
     budget: tuning.Budget,
     strategy: str,
     seed: int = 0,
+    explore: bool = True,
 ) -> tuning.TuningResult:
-    device = spec.device(values)
+    device, observer = spec.device(values), tuning.observer()
     run = tuning.TuningRun(
-        spec, problem, device, store(), budget, strategy, seed, tuning.observer()
+        spec, problem, device, store(), budget, strategy, seed, observer, explore
     )
     with store().lease(f"{spec.name}|{run.bucket.key}|{run.target.key}") as mine:
         # Another process is tuning this very problem: use what there is, as a direct call does.

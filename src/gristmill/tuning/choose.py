@@ -1,5 +1,5 @@
-"""The choice among finalists: the fastest that is right; ties go to the incumbent, then to whoever
-needs less."""
+"""The choice among finalists: the fastest that is right. Among ties, who keeps the device busy no
+longer; then the incumbent; then who needs less."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from gristmill.core.plan import Candidate, Objective, Outcome
 from gristmill.core.registry import implementation
 from gristmill.measure.statistics import SAME_US, tied
 
-KIND_RANK = {
-    "vendor": 0,
-    "triton": 1,
-    "compiled": 2,
-}  # among ties: no kernel of ours to keep, no compiler at run time
+# Among ties: no kernel of ours to keep before one, and no compiler at run time before that.
+KIND_RANK = {"vendor": 0, "triton": 1, "compiled": 2}
 
 Samples = Mapping[str, Any]
+SAME_SHARE = 1.05  # host times this close are the same: batches of one call spread as much (H200)
 
 
 def choose(
@@ -36,17 +34,15 @@ def choose(
     leader = alive[0]
     ties = [entry for entry in alive if entry is leader or _tied(entry, leader, objective)]
 
+    least_us = min(outcome.device_us or 0.0 for _, outcome, _ in ties)
+
     def rank(entry: tuple[Candidate, Outcome, Samples]) -> tuple[Any, ...]:
         candidate, outcome, _ = entry
         kind = implementation(op, candidate.implementation).kind
-        resources = (outcome.registers or 0, outcome.shared_bytes or 0)
-        return (
-            candidate != incumbent,
-            KIND_RANK[kind],
-            *resources,
-            candidate.implementation,
-            candidate.config.key,
-        )
+        lags = (outcome.device_us or 0.0) > SAME_SHARE * least_us + SAME_US
+        needs = (KIND_RANK[kind], outcome.registers or 0, outcome.shared_bytes or 0)
+        name = (candidate.implementation, candidate.config.key)
+        return (lags, candidate != incumbent, *needs, *name)
 
     chosen, outcome, _ = min(ties, key=rank)
     time_us = outcome.time_us(objective)
@@ -66,13 +62,14 @@ def _tied(
     b: tuple[Candidate, Outcome, Samples],
     objective: Objective,
 ) -> bool:
-    """Whether two cannot be told apart: by paired samples where both times are device times, else
-    within 0.3 us."""
+    """Whether two cannot be told apart: by paired samples where both times are device times, by
+    size where the host is the slower side of one."""
     (_, x, left), (_, y, right) = a, b
-    if abs(x.time_us(objective) - y.time_us(objective)) <= SAME_US:
+    one, other = x.time_us(objective), y.time_us(objective)
+    if abs(one - other) <= SAME_US:
         return True
     if objective == "eager" and any((o.host_us or 0.0) > (o.device_us or 0.0) for o in (x, y)):
-        return False
+        return max(one, other) <= SAME_SHARE * min(one, other)
     name = (
         "graph" if objective == "graph" and left.get("graph") and right.get("graph") else "device"
     )

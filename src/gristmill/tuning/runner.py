@@ -29,6 +29,7 @@ from gristmill.tuning.progress import Observer, Silent
 from gristmill.tuning.strategies import Strategy, make_strategy
 
 FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
+STORED = 4  # best candidates of an earlier run that a run starts with
 RACE_SHARE = 0.2  # of the budget in seconds, kept for the last race
 SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budget
 
@@ -80,8 +81,12 @@ class TuningRun:
         strategy: str = "auto",
         seed: int = 0,
         observer: Observer | None = None,
+        explore: bool = True,
     ) -> None:
+        """`explore=False` measures only what is measured first: to revalidate a plan after an
+        upgrade."""
         self.op, self.problem, self.device, self.store = op, problem, device, store
+        self.explore = explore
         self.budget = budget or Budget(settings.current().budget_s)
         self.observer: Observer = observer or Silent()
         self.target: Target = device_target(device)
@@ -147,7 +152,9 @@ class TuningRun:
             for c in self.result.outcomes
         )
         enough = trials is not None and spent >= trials
-        return not enough and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
+        return (
+            self.explore and not enough and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
+        )
 
     def _strategy(self, name: str, impl: Implementation, seed: int) -> Strategy:
         if name == "auto":
@@ -212,15 +219,13 @@ class TuningRun:
                 self.result.outcomes[Candidate(impl.name)] = Outcome(
                     "unsupported", f"its prior is not valid: {error}"
                 )
-        known = self.store.plan(self.op.name, self.bucket.key, self.target.key, "eager")
-        if (
-            known is not None
-            and known.candidate.implementation in self._strategies
-            and known.candidate not in first
-        ):
-            impl = implementation(self.op.name, known.candidate.implementation)
-            if known.source_hash == impl.source_hash:
-                first.append(known.candidate)
+        known = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
+        best = sorted((m for m in known if m.outcome.ok), key=lambda m: m.outcome.time_us("graph"))
+        hashes = {impl.name: impl.source_hash for impl in self._searched}
+        stored = (
+            m.candidate for m in best if hashes.get(m.candidate.implementation) == m.source_hash
+        )
+        first += list(islice((c for c in stored if c not in first), STORED))
         return first
 
     def _best_us(self) -> float | None:
