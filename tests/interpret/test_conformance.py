@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gristmill.core import registry
 from gristmill.core.target import named_target
 from gristmill.testing import Case, cases, judge, mutated
-from gristmill.testing.cases import SIZES, layouts
+from gristmill.testing.cases import SIZES, fitted, layouts
 
 # The interpreter's own: numpy deprecations, and inf - inf where the values ask for it.
 pytestmark = [
@@ -51,7 +51,7 @@ def test_conforms_at_any_size(implementation):
     def run(data):
         sizes = {name: data.draw(st.sampled_from(SIZES[:-1]), name) for name in names}
         dtype = data.draw(st.sampled_from(["float16", "float32"]), "dtype")
-        problem = op.sized(sizes, dtype)
+        problem = op.sized(fitted(implementation, sizes, dtype, TARGET), dtype)
         choices = [("plain", problem), *layouts(op, problem)]
         label, problem = data.draw(st.sampled_from(choices), "layout")
         variant = data.draw(st.sampled_from(op.variants), "variant")
@@ -73,6 +73,11 @@ MUTATIONS = {
         ("/ N + eps", "/ BLOCK_N + eps", "normal"),
         ("/ N + eps)", "/ N) + eps", "small"),
         ("row < n_rows", "row < n_rows - 1", "normal"),
+    ],
+    "matmul/gemv": [
+        ("K - start", "K - 1 - start", "normal"),  # the last product of each sum dropped
+        ("start + ks, mask=k_mask", "start + ks // 2 * 2, mask=k_mask", "normal"),
+        ("col_mask = cols < N", "col_mask = cols < N - 1", "normal"),
     ],
     "matmul/tiled": [
         ("K - start", "K - 1 - start", "normal"),  # the last product of each sum dropped
@@ -96,7 +101,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("implementation", "old", "new", "variant"), BROKEN)
 def test_a_broken_kernel_is_rejected(implementation, old, new, variant, tmp_path):
-    problem = implementation.op.sized({"rows": 37, "N": 136, "M": 72, "K": 136}, "float16")
+    names = [axis.name for axis in implementation.op.axes(implementation.op.workloads[0].problem)]
+    sizes = {name: {"rows": 37, "M": 72, "N": 136, "K": 296}[name] for name in names}
+    problem = implementation.op.sized(fitted(implementation, sizes, "float16", TARGET), "float16")
     broken = mutated(implementation, old, new, tmp_path)
     assert judge(Case(implementation, problem, variant), "cpu", TARGET).ok
     assert not judge(Case(broken, problem, variant), "cpu", TARGET).ok

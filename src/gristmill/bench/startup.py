@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from gristmill import settings
+from gristmill.measure.isolation import our_paths
 from gristmill.measure.statistics import median
 
 PROCESSES = 10
 TIMEOUT_S = 120.0
-ROOT = Path(__file__).resolve().parents[2]
 
 _IMPORT = """
 import time, torch
@@ -81,7 +81,8 @@ def cached_get_op(
 
 def _run(code: str, *arguments: str) -> str:
     environment = settings.child_environment(
-        PYTHONPATH=str(ROOT), GRISTMILL_CACHE_DIR=str(settings.current().cache_dir)
+        PYTHONPATH=os.pathsep.join(our_paths()),
+        GRISTMILL_CACHE_DIR=str(settings.current().cache_dir),
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

@@ -98,9 +98,7 @@ class Child:
         self.stop()
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
-        environment = child_environment(
-            PYTHONPATH=os.pathsep.join(our_paths()), **self.environment
-        )
+        environment = child_environment(PYTHONPATH=os.pathsep.join(our_paths()), **self.environment)
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),

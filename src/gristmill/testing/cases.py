@@ -7,8 +7,9 @@ from its variants; what the op's contract forbids is left out, by asking the con
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -116,26 +117,45 @@ def layouts(op: Op, problem: Problem, far: bool = False) -> Iterator[tuple[str, 
                 yield f"{name}-{kind}", made
 
 
-def problems(op: Op, count: int, largest: int, seed: int = 0) -> list[tuple[str, Problem]]:
+def fitted(
+    implementation: Implementation, sizes: Mapping[str, int], dtype: str, target: Target
+) -> dict[str, int]:
+    """`sizes`, with the first axis made 1 where the implementation takes nothing else."""
+    single = {**sizes, next(iter(_axes(implementation.op))): 1}
+    sized = implementation.op.sized
+    if sized is None or implementation.why_not(sized(sizes, dtype), target) is None:
+        return dict(sizes)
+    return single if implementation.why_not(sized(single, dtype), target) is None else dict(sizes)
+
+
+def _axes(op: Op) -> list[str]:
+    return [axis.name for axis in op.axes(op.workloads[0].problem)]
+
+
+def problems(
+    implementation: Implementation, target: Target, count: int, largest: int, seed: int = 0
+) -> list[tuple[str, Problem]]:
     """`count` problems of adversarial sizes up to `largest` in every dtype in turn, each axis's
-    every size met first.
+    every size met first (see `fitted`).
 
     Raises:
         ValueError: the op declares no `sized`.
     """
+    op = implementation.op
     if op.sized is None:
         raise ValueError(
             f"the op {op.name!r} declares no `sized`; add it to make problems of given sizes."
         )
     source = random.Random(seed)
-    names = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    names = _axes(op)
     sizes = [s for s in SIZES if s <= largest]
     columns = {name: _shuffled(sizes, source, count) for name in names}
     dtypes = [str(d).removeprefix("torch.") for d in op.dtypes]
     made = []
     for i in range(count):
-        chosen = {name: columns[name][i] for name in names}
         dtype = dtypes[i % len(dtypes)]
+        drawn = {name: columns[name][i] for name in names}
+        chosen = fitted(implementation, drawn, dtype, target)
         label = "x".join(str(s) for s in chosen.values()) + f"-{dtype}"
         made.append((label, op.sized(chosen, dtype)))
     return made
@@ -181,34 +201,39 @@ def cases(
         kept = [str(d).removeprefix("torch.") for d in dtypes or op.dtypes]
         sized = [
             (label, p)
-            for label, p in problems(op, count, largest)
+            for label, p in problems(implementation, target, count, largest)
             if next(iter(p.tensors.values())).dtype in kept
         ]
         plan = [(label, p, "normal") for label, p in sized]
         for dtype in kept:
-            for label, base in _bases(op, dtype, largest):
+            for label, base in _bases(implementation, target, dtype, largest):
                 plan += [(f"{label}-{kind}", p, "normal") for kind, p in layouts(op, base)]
                 plan += [(label, base, variant) for variant in op.variants]
         for label, problem, variant in plan:
             if implementation.why_not(problem, target) is None:
                 yield Case(implementation, problem, variant, label=label)
-        for label, problem in (b for dtype in kept for b in _bases(op, dtype, largest, wide=True)):
+        bases = (_bases(implementation, target, dtype, largest, wide=True) for dtype in kept)
+        for label, problem in itertools.chain.from_iterable(bases):
             if implementation.why_not(problem, target) is None:
                 for config in configs(implementation, problem, target, configs_each):
                     yield Case(implementation, problem, "normal", config, label)
 
 
-def _bases(op: Op, dtype: str, largest: int, wide: bool = False) -> list[tuple[str, Problem]]:
+def _bases(
+    implementation: Implementation, target: Target, dtype: str, largest: int, wide: bool = False
+) -> list[tuple[str, Problem]]:
     """Problems to vary: sizes that tile well, and that do not; with `wide`, also few rows of more
     than a tile."""
+    op = implementation.op
     assert op.sized is not None
-    names = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    names = _axes(op)
     shapes = {"even": (64, 128, 96), "odd": (37, 131, 101)}
     if wide:
         shapes["wide"] = (3, 4100, 70)
     made = []
     for label, sizes in shapes.items():
         limit = largest if label != "wide" else max(sizes)
-        chosen = {name: min(size, limit) for name, size in zip(names, sizes, strict=False)}
+        capped = {name: min(size, limit) for name, size in zip(names, sizes, strict=False)}
+        chosen = fitted(implementation, capped, dtype, target)
         made.append((f"{label}-{dtype}", op.sized(chosen, dtype)))
     return made

@@ -94,8 +94,8 @@ def _chunks(
     width = rows[0].numel() // rows[0].shape[0]
     if width > CHUNK_ELEMENTS and rows[0].dim() > 1:  # few huge rows: go into each
         for i in range(rows[0].shape[0]):
-            for start, *pieces in _chunks(*(t[i] for t in rows)):
-                yield i * width + start, *pieces
+            for start, out, ref, magnitude in _chunks(*(t[i] for t in rows)):
+                yield i * width + start, out, ref, magnitude
         return
     step = max(1, CHUNK_ELEMENTS // width)
     for i in range(0, rows[0].shape[0], step):
