@@ -120,5 +120,5 @@ def _launch(
     )
 
 
-# Where nothing is measured it goes before cuBLAS (docs/performance/matmul.md has both).
-matmul = register(OP, "gemv", _launch, space=SPACE, prior=_prior, supports=supports, preference=1)
+# Where nothing is measured cuBLAS goes before it, until it has been measured itself.
+matmul = register(OP, "gemv", _launch, space=SPACE, prior=_prior, supports=supports)

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The GPU machine's part of a session, one step a call: tests | overhead | memory | matmul | two
+#
+#   benchmarks/session.sh STEP OUT COMMIT        (in the repository's root; COMMIT: git rev-parse HEAD, here)
+#
+# Carry the wheels that the machine lacks in .whl: platformdirs pytest-timeout pytest-xdist execnet.
+# On an H200 with 16 cores: tests 2 min, overhead 1, memory (17 workloads) 3, matmul (32) 6; two, on two GPUs, 1.
+set -uo pipefail
+step=$1 out=$2 commit=$3
+python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site \
+  .whl/{platformdirs,pytest_timeout,pytest_xdist,execnet}*.whl || exit
+export PYTHONPATH=$PWD/src:/tmp/site PYTHONUNBUFFERED=1
+bench() { python3 benchmarks/h200.py --out "$out" --commit "$commit" "$@" 2> >(tail -c 2000 >&2); }
+case $step in
+  tests) PYTEST_ADDOPTS="-n 8" python3 tools/test.py --only gpu --json "$out/tests.json" --commit "$commit" | tail -c 6000 ;;
+  two) python3 tools/test.py --only multi_gpu --json "$out/tests-two.json" --commit "$commit" | tail -c 6000 ;;
+  overhead) bench --parts overhead --deadline 120 ;;
+  memory) bench --parts rms_norm --budget 8 --deadline 400 ;;
+  matmul) bench --parts matmul --budget 9 --deadline 540 ;;
+  *) echo "steps: tests overhead memory matmul two" >&2; exit 2 ;;
+esac
