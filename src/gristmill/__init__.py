@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         UnknownOpError,
         UnsupportedProblemError,
     )
-    from gristmill.ops.get_op import BoundOp, explain, get_op, tune
+    from gristmill.ops.explain import explain
+    from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
     from gristmill.ops.rms_norm import rms_norm
 
@@ -35,7 +36,8 @@ __version__ = "0.1.0"
 # Where each public name lives: imported at its first use, so that `import gristmill` costs next to
 # nothing.
 _HOMES = {
-    "gristmill.ops.get_op": ("BoundOp", "explain", "get_op", "tune"),
+    "gristmill.ops.explain": ("explain",),
+    "gristmill.ops.get_op": ("BoundOp", "get_op", "tune"),
     "gristmill.ops.matmul": ("matmul",),
     "gristmill.ops.rms_norm": ("rms_norm",),
     "gristmill.errors": (

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
-
 from gristmill.errors import InvalidInputError
 
 TunePolicy = Literal["never", "now"]
@@ -46,7 +44,7 @@ class Settings:
     @classmethod
     def from_environment(cls) -> Settings:
         env = os.environ
-        cache_dir = env.get("GRISTMILL_CACHE_DIR") or platformdirs.user_cache_dir("gristmill")
+        cache_dir = env.get("GRISTMILL_CACHE_DIR") or _user_cache_dir()
         tune = env.get("GRISTMILL_TUNE", "now")
         if tune not in ("now", "never"):
             raise InvalidInputError(
@@ -62,6 +60,12 @@ class Settings:
             progress=None if progress is None else progress not in ("", "0"),
             interpret=env.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"),
         )
+
+
+def _user_cache_dir() -> str:
+    import platformdirs  # 2 ms that only the default costs
+
+    return platformdirs.user_cache_dir("gristmill")
 
 
 def _number(env: os._Environ[str], name: str, default: float) -> float:

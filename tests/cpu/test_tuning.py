@@ -17,7 +17,7 @@ from gristmill.core.registry import implementation, implementations, load
 from gristmill.core.target import device_target, named_target
 from gristmill.measure.statistics import never_slower, paired_ratio, tied
 from gristmill.ops._dispatch import forget
-from gristmill.selection.explain import explain
+from gristmill.selection.explain import explain_problem
 from gristmill.selection.select import select
 from gristmill.tuning.choose import choose
 from gristmill.tuning.runner import Budget, TuningRun
@@ -127,7 +127,7 @@ def test_faulty_candidates_are_rows_and_the_right_one_wins(faulty, tmp_path, mon
         "raises": "launch_error",
     }
     assert result.plans["eager"].candidate.implementation == "right"
-    text = str(explain(op, problem, device_target(CPU), "eager"))
+    text = str(explain_problem(op, problem, device_target(CPU), "eager"))
     assert "SIGSEGV" in text
     assert "no answer within" in text
     assert "Triton kernels need a GPU" in text
@@ -254,7 +254,7 @@ def test_explain_shows_measurements_and_rejections():
             )
         ]
     )
-    explanation = explain(op, problem, target, "eager")
+    explanation = explain_problem(op, problem, target, "eager")
     assert explanation.plan.candidate.implementation == "row"
     assert explanation.rows[0].chosen
     assert explanation.rows[0].device_us == 65.0

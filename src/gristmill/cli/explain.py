@@ -32,7 +32,7 @@ from gristmill.cli.problems import chosen_device, objective_named, requested
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError
-from gristmill.selection.explain import HEADINGS, ROWS, Explanation, cells, explain
+from gristmill.selection.explain import HEADINGS, ROWS, Explanation, cells, explain_problem
 
 app = typer.Typer(add_completion=False)
 
@@ -59,7 +59,7 @@ def command(
             "Add `--workload NAME` (`gristmill list OP` shows them) or `--shape`."
         )
     target, wanted = device_target(chosen_device(device)), objective_named(objective)
-    explanations = [explain(spec, w.problem, target, wanted) for w in problems]
+    explanations = [explain_problem(spec, w.problem, target, wanted) for w in problems]
     if as_json:
         print_json({"explanations": [e.to_json() for e in explanations]})
         return

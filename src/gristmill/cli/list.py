@@ -55,7 +55,8 @@ def _when(doc: str) -> str:
 
 
 def _print_ops(ops: list[Op]) -> None:
-    rows = table("op", "implementations", "workloads", "signature", right=("workloads",))
+    columns = ("op", "implementations", "workloads", "signature")
+    rows = table(*columns, right=("workloads",), wrap=("implementations",))
     for op in ops:
         names = ", ".join(i.name for i in implementations(op.name))
         rows.add_row(op.name, names, str(len(op.workloads)), op.schema.removeprefix(op.name))

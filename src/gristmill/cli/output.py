@@ -30,15 +30,18 @@ def print_json(data: Any) -> None:
     print(json.dumps(_finite(data), indent=2, default=str))
 
 
-def table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:
-    """An empty table in the house style; columns named in `right` are numbers."""
+def table(
+    *columns: str, right: Sequence[str] = (), wrap: Sequence[str] = (), title: str | None = None
+) -> Table:
+    """An empty table in the house style; columns named in `right` are numbers, those in `wrap` and
+    the last one may take several lines."""
     made = Table(
         box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
     )
     for name in columns:
-        last = name == columns[-1]
+        wraps = name == columns[-1] or name in wrap
         made.add_column(
-            name, justify="right" if name in right else "left", overflow="fold", no_wrap=not last
+            name, justify="right" if name in right else "left", overflow="fold", no_wrap=not wraps
         )
     return made
 

@@ -35,7 +35,7 @@ from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops.get_op import tune
-from gristmill.selection.explain import explain
+from gristmill.selection.explain import explain_problem
 from gristmill.tuning.runner import TuningResult
 
 app = typer.Typer(add_completion=False)
@@ -85,7 +85,7 @@ def command(
             error_console().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
             reports.append({"workload": one.name, "error": str(error)})
             continue
-        explanation = explain(spec, one.problem, device_target(where), shown)
+        explanation = explain_problem(spec, one.problem, device_target(where), shown)
         explanations.append(explanation)
         reports.append(
             {"workload": one.name, **_report(result), "explanation": explanation.to_json()}

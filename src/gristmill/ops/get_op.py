@@ -1,4 +1,4 @@
-"""`get_op`, `tune` and `explain`: ask for an operator by name with your tensors."""
+"""`get_op` and `tune`: ask for an operator by name with your tensors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import NO_KEY, Dispatcher, dispatcher, forget
-from gristmill.selection.explain import Explanation
-from gristmill.selection.explain import explain as explain_selection
 from gristmill.selection.select import select
 
 
@@ -122,7 +120,7 @@ def get_op(
         KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
             are kept.
     """
-    spec, values, problem, target = _ask(op, args, kwargs, objective)
+    spec, values, problem, target = ask(op, args, kwargs, objective)
     plan = select(spec, problem, target, objective)
     policy = settings.current().tune if tune is None else tune
     if policy not in ("now", "never"):
@@ -159,7 +157,7 @@ def tune(
             the reference raised.
         KeyboardInterrupt: after keeping what was measured.
     """
-    spec, values, problem, _ = _ask(op, args, kwargs, "eager")
+    spec, values, problem, _ = ask(op, args, kwargs, "eager")
     reason = _refuses_tuning()
     if reason:
         raise TuningError(
@@ -168,25 +166,10 @@ def tune(
     return _tune(spec, values, problem, _budget(budget_s, trials), strategy, seed)
 
 
-def explain(
-    op: str,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    objective: Objective = "eager",
-) -> Explanation:
-    """Every candidate of this problem that was measured, its time and error, and why it was chosen
-    or not.
-
-    `print` it for a table. Measures nothing, and needs no tuning first.
-    """
-    spec, _, problem, target = _ask(op, args, kwargs, objective)
-    return explain_selection(spec, problem, target, objective)
-
-
-def _ask(
+def ask(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, objective: Objective
 ) -> tuple[Op, tuple[Any, ...], Problem, Target]:
+    """What a question about an op and arguments is about, checked."""
     if objective not in OBJECTIVES:
         raise InvalidInputError(
             f"`objective` is {objective!r}; it can be {' or '.join(OBJECTIVES)}. Choose one."

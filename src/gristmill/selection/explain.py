@@ -138,7 +138,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return [text(line) for line in table]
 
 
-def explain(op: Op, problem: Problem, target: Target, objective: Objective) -> Explanation:
+def explain_problem(op: Op, problem: Problem, target: Target, objective: Objective) -> Explanation:
     """Why `select` chooses what it chooses, from the store's measurements. Measures nothing."""
     plan = select(op, problem, target, objective)
     bucket = op.bucket(problem)
