@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import gristmill as gm
-from gristmill.core.registry import load
+from gristmill.compile.bound import bind
+from gristmill.compile.executor import EXECUTOR
+from gristmill.core.registry import implementation, implementations, load
+from gristmill.core.target import device_target
 from gristmill.verify import compare, truth
 
 
@@ -92,10 +95,6 @@ def test_another_stream(rms_norm, cuda):
 
 @pytest.mark.parametrize("name", ["row", "multi_row", "aten"])
 def test_capture_of_a_bound_call_replays_on_new_values(cuda, fresh_store, name):
-    from gristmill.compile.bound import bind
-    from gristmill.core.registry import implementation
-    from gristmill.core.target import device_target
-
     values = _rms(cuda, 64, 1024)
     impl = implementation("rms_norm", name)
     call = bind(impl, impl.config(None, impl.op.problem(values), device_target(cuda)), values)
@@ -166,3 +165,25 @@ def test_a_tuned_plan_is_remembered_and_used_by_direct_calls(cuda, fresh_store):
     text = str(gm.explain("rms_norm", values[:2]))
     assert bound.implementation in text
     assert "error/bound" in text
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "matmul"])
+def test_the_compile_server_and_the_jit_make_one_binary(cuda, name):
+    op = load(name)
+    problem = op.workload("llama3-8b-m16" if name == "rms_norm" else "llama3-8b-o-m16").problem
+    target = device_target(cuda)
+    for impl in implementations(name):
+        if impl.kind == "triton" and impl.why_not(problem, target) is None:
+            config = impl.config(None, problem, target)
+            hashes = []
+            for device in ("meta", cuda):
+                values = tuple(
+                    v.empty(device) if hasattr(v, "empty") else v for _, v in problem.args
+                )
+                outputs, workspace = impl.allocate(values, config)
+                (launch,) = impl.launches(values, outputs, workspace, config)
+                if device == "meta":
+                    hashes.append(EXECUTOR.compile(launch, target).kernel.hash)
+                else:
+                    hashes.append(EXECUTOR._compiled(launch).hash)
+            assert hashes[0] == hashes[1], impl.id

@@ -115,6 +115,10 @@ def _is_empty(launch: Launch) -> bool:
     return any(n == 0 for n in launch.grid)
 
 
+# What the JIT adds to the options of a launch, by version; without it the hashes would differ.
+JIT_KNOBS = ("instrumentation_mode", "fpsan_homomorphic_casts")
+
+
 class Executor:
     """Runs, binds and compiles `Launch` values."""
 
@@ -137,12 +141,10 @@ class Executor:
         kernel = launch.kernel
         try:
             binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-            kwargs = {
-                **launch.constexprs,
-                **launch.options,
-                "debug": kernel.debug or knobs.runtime.debug,
-            }
-            kwargs["instrumentation_mode"] = knobs.compilation.instrumentation_mode
+            kwargs = {**_keywords(launch), "debug": kernel.debug or knobs.runtime.debug}
+            for name in JIT_KNOBS:
+                if hasattr(knobs.compilation, name):
+                    kwargs[name] = getattr(knobs.compilation, name)
             arguments, specialization, options = binder(*map(_native, launch.args), **kwargs)
             options, signature, constexprs, attrs = kernel._pack_args(
                 backend, kwargs, arguments, specialization, options

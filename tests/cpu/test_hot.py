@@ -1,0 +1,141 @@
+"""The generated launch function, against a fake driver: which argument goes where, hooks,
+descriptors, and what is kept."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+from triton import knobs
+
+from gristmill.compile import hot
+from gristmill.core.launch import Launch, TensorMap
+from gristmill.errors import CompileError
+
+DEVICE = torch.device("cuda", 0)
+
+
+class Run:
+    """Stands for `CompiledKernel.run`: records how it was called."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, *args):
+        self.calls.append(args)
+
+
+class CudaLauncher(Run):
+    """Stands for Triton 3.6's launcher: its `launch` is the C function behind it."""
+
+    global_scratch_size = 0
+    profile_scratch_size = 0
+    launch_cooperative_grid = False
+    launch_pdl = True
+
+    def __init__(self):
+        super().__init__()
+        self.direct = []
+
+    def launch(self, *args):
+        self.direct.append(args)
+
+
+@pytest.fixture(autouse=True)
+def _stream(monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 77, raising=False)
+
+
+def _launch(*args, **constexprs):
+    names = [f"a{i}" for i in range(len(args))] + list(constexprs)
+    return Launch(SimpleNamespace(arg_names=names), (3, 2), args, constexprs, {"num_warps": 4})
+
+
+def _kernel(run):
+    return SimpleNamespace(
+        run=run,
+        function="function",
+        packed_metadata="packed",
+        launch_metadata=lambda grid, stream, *values: ("metadata", grid, stream, values),
+    )
+
+
+def test_addresses_scalars_and_constexprs_go_to_their_places():
+    x, w, out = torch.empty(4), torch.empty(4), torch.empty(4)
+    run = Run()
+    launch = _launch(x, 5, w, None, out, 0.5, BLOCK=64, FLAG=True)
+    bound = hot.bind_launch(launch, _kernel(run), [w, x, out], DEVICE)
+    bound(100, 200, 300)
+    bound(101, 201, 301)
+    head = (3, 2, 1, 77, "function", "packed", None, None, None)
+    assert run.calls == [
+        (*head, 200, 5, 100, None, 300, 0.5, 64, True),
+        (*head, 201, 5, 101, None, 301, 0.5, 64, True),
+    ]
+
+
+def test_the_direct_way_is_taken_on_the_version_that_has_it(monkeypatch):
+    x = torch.empty(4)
+    launch = _launch(x, 5, BLOCK=64)
+    run = CudaLauncher()
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    hot.bind_launch(launch, _kernel(run), [x], DEVICE)(100)
+    head = (3, 2, 1, 77, "function", False, True, None, None, "packed", None, None, None)
+    assert run.direct == [(*head, 100, 5, 64)]
+    for version, scratch in (("3.7.1", 0), ("3.6.0", 128)):
+        run = CudaLauncher()
+        run.global_scratch_size = scratch
+        monkeypatch.setattr(triton, "__version__", version)
+        hot.bind_launch(launch, _kernel(run), [x], DEVICE)(100)
+        assert not run.direct
+        assert run.calls == [(3, 2, 1, 77, "function", "packed", None, None, None, 100, 5, 64)]
+
+
+def test_launch_hooks_are_called_with_metadata(monkeypatch):
+    x, run = torch.empty(4), Run()
+    bound = hot.bind_launch(_launch(x, BLOCK=64), _kernel(run), [x], DEVICE)
+    hook = SimpleNamespace(calls=[print])
+    monkeypatch.setattr(knobs.runtime, "launch_enter_hook", hook)
+    bound(100)
+    metadata = ("metadata", (3, 2, 1), 77, (100, 64))
+    leave = knobs.runtime.launch_exit_hook
+    assert run.calls == [
+        (3, 2, 1, 77, "function", "packed", metadata, hook, leave, 100, 64),
+    ]
+
+
+def test_descriptors_are_made_once_an_address_and_forgotten_in_time():
+    x, run = torch.empty(64, 64), Run()
+    tensor_map = TensorMap(x, (64, 64), (64, 1), (16, 32))
+    bound = hot.bind_launch(_launch(tensor_map), _kernel(run), [x], DEVICE)
+    for address in (160, 320, 160):
+        bound(address)
+    first, second, third = (call[-1] for call in run.calls)
+    assert first is third
+    assert first is not second
+    assert (first.base.data_ptr(), first.shape, first.block_shape) == (160, [64, 64], [16, 32])
+    for turn in range(2 * hot.MAX_DESCRIPTORS):
+        bound(16 * turn)
+    bound(160)
+    assert run.calls[-1][-1].base.data_ptr() == 160
+
+
+def test_no_tensor_is_kept_alive():
+    x, y = torch.empty(64, 64), torch.empty(8)
+    launch = _launch(TensorMap(x, (64, 64), (64, 1), (16, 32)), y, 3)
+    bound = hot.bind_launch(launch, _kernel(Run()), [x, y], DEVICE)
+    alive = [weakref.ref(x), weakref.ref(y)]
+    del x, y, launch
+    gc.collect()
+    assert [r() for r in alive] == [None, None]
+    bound(160, 320)
+
+
+def test_a_tensor_that_a_launcher_made_itself_is_refused():
+    x = torch.empty(4)
+    with pytest.raises(CompileError, match="neither an argument, an output nor workspace"):
+        hot.bind_launch(_launch(x.view(2, 2)), _kernel(Run()), [x], DEVICE)
