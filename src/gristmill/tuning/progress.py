@@ -9,6 +9,11 @@ from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 class Observer(Protocol):
     """Hears of a tuning run."""
 
@@ -78,7 +83,7 @@ class ProgressLine:
         failed = f", {self._failed} failed" if self._failed else ""
         done = self._seen if self._trials else elapsed_s
         self._progress.update(
-            self._task, completed=done, note=f"{self._seen} candidates{failed}{best}"
+            self._task, completed=done, note=f"{counted(self._seen, 'candidate')}{failed}{best}"
         )
 
     def racing(self, count: int) -> None:

@@ -25,7 +25,7 @@ from gristmill.measure.lease import device_lease
 from gristmill.tuning.choose import Samples, choose
 from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.measurer import Measurer
-from gristmill.tuning.progress import Observer, Silent
+from gristmill.tuning.progress import Observer, Silent, counted
 from gristmill.tuning.strategies import Strategy, make_strategy
 
 FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
@@ -120,6 +120,15 @@ class TuningRun:
                 f"it ({reasons})."
             )
         self.observer.started(str(self.problem), self.budget.seconds, self.budget.trials)
+        try:
+            self._search_and_race()
+            self._decide()
+        finally:
+            self._save_measurements()
+            self.observer.ended(self._summary())
+        return self.result
+
+    def _search_and_race(self) -> None:
         locks = settings.current().cache_dir / "locks"
         try:
             with (
@@ -133,12 +142,6 @@ class TuningRun:
         except KeyboardInterrupt:
             self.result.interrupted = True
         self.result.seconds = time.monotonic() - self._start
-        try:
-            self._decide()
-        finally:
-            self._save_measurements()
-            self.observer.ended(self._summary())
-        return self.result
 
     @property
     def _elapsed_s(self) -> float:
@@ -335,7 +338,7 @@ class TuningRun:
     def _summary(self) -> str:
         outcomes = self.result.outcomes.values()
         failed = sum(o.status not in ("ok", "slow") for o in outcomes)
-        text = f"{len(outcomes)} candidates in {self.result.seconds:.1f} s"
+        text = f"{counted(len(outcomes), 'candidate')} in {self.result.seconds:.1f} s"
         if failed:
             text += f", {failed} failed"
         plan = self.result.plans.get("eager")

@@ -12,7 +12,7 @@ import torch
 from gristmill.core.plan import Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
-from gristmill.measure.isolation import Lines, connect
+from gristmill.measure.isolation import REASON_CHARS, Lines, connect
 from gristmill.tuning.trial import ContextLost, Trials, candidate_from_json
 
 RELEASE_AFTER_S = 5.0
@@ -57,6 +57,11 @@ class Session:
             return {"outcomes": [o.to_json() for o in outcomes], "samples": samples}
         except GristmillError as error:
             return {"error": str(error)}
+        except torch.OutOfMemoryError as error:
+            self.release()
+            where = request["device"]
+            need = f"arguments, references and outputs do not fit beside what is on {where}"
+            return {"error": f"{need} ({error})"[:REASON_CHARS]}
 
 
 def main() -> None:
