@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +12,7 @@ import torch
 
 from gristmill import settings
 from gristmill.core.config import Config, Value
+from gristmill.core.identity import source_hash
 from gristmill.core.launch import Launch
 from gristmill.core.op import Op
 from gristmill.core.problem import Problem, TensorSpec
@@ -99,24 +98,9 @@ class Implementation:
 
     @cached_property
     def source_hash(self) -> str:
-        """Identity in the store: the schema, the source file, and the device functions that it
-        imports."""
-        digest = hashlib.sha256(self.op.schema.encode())
-        digest.update(self.source.read_bytes())
-        module = sys.modules.get(self.module)
-        names = (
-            {
-                getattr(v, "__module__", None) or getattr(v, "__name__", "")
-                for v in vars(module).values()
-            }
-            if module
-            else ()
-        )
-        for name in sorted(n for n in names if isinstance(n, str) and ".kernels.device" in n):
-            file = getattr(sys.modules.get(name), "__file__", None)
-            if file:
-                digest.update(Path(file).read_bytes())
-        return digest.hexdigest()[:16]
+        """Identity in the store: the schema, the source file, the op's spec, and what they import
+        from their own packages (`core.identity`)."""
+        return source_hash(self.op, self.source, self.module)
 
     def why_not(self, problem: Problem, target: Target) -> str | None:
         """`None` where this implementation can run the problem, else the reason."""
