@@ -70,7 +70,9 @@ def parse() -> argparse.Namespace:
         "--workloads", nargs="+", default=["*"], help="names or patterns, of any op"
     )
     parser.add_argument(
-        "--providers", nargs="+", help="default: gristmill copy aten inductor, and own kernels"
+        "--providers",
+        nargs="+",
+        help="default: gristmill copy torch aten inductor, and own kernels",
     )
     parser.add_argument(
         "--budget", type=float, default=10.0, help="tuning seconds per workload; 0: do not tune"
@@ -83,7 +85,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, help="plan store to use and fill; default: one that is dropped"
     )
-    parser.add_argument("--commit", help="to stamp the reports with, where git is not at hand")
+    parser.add_argument(
+        "--commit",
+        help="what `python -m gristmill.bench.tree HEAD` prints, where git is not at hand",
+    )
     parser.add_argument("--processes", type=int, default=10, help="for the start-up medians")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # The GPU machine's part of a session, one step a call: tests | overhead | memory | matmul | two
 #
-#   benchmarks/session.sh STEP OUT COMMIT        (in the repository's root; COMMIT: git rev-parse HEAD, here)
+#   benchmarks/session.sh STEP OUT COMMIT        (in the repository's root there)
+#
+# COMMIT is what `python -m gristmill.bench.tree HEAD` prints here: the commit, and the digest of its
+# sources, by which the machine's copy, which has no git, knows whether it is that commit.
 #
 # Carry the wheels that the machine lacks in .whl: platformdirs pytest-timeout pytest-xdist execnet.
 # On an H200 with 16 cores: tests 2 min, overhead 1, memory (17 workloads) 3, matmul (32) 6; two, on two GPUs, 1.

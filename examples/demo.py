@@ -17,11 +17,13 @@ from rich.rule import Rule
 
 import gristmill as gm
 from gristmill import settings
+from gristmill.bench.providers import plain_call
+from gristmill.bench.results import outside_text
 from gristmill.cache.store import store
 from gristmill.cli.explain import print_explanation
 from gristmill.cli.output import console
 from gristmill.core.op import Op, as_tuple
-from gristmill.core.registry import implementation, load
+from gristmill.core.registry import load
 from gristmill.measure.statistics import median, paired_ratio
 from gristmill.measure.timing import timer
 from gristmill.verify import compare, truth
@@ -93,16 +95,20 @@ def check(out: Console, op: Op, bound: gm.BoundOp, values: tuple[Any, ...]) -> N
         f"against float64: {judged}, largest error {worst:.2e}, {verdict.error:.0%} of its bound "
         f"(rounding to {str(outputs[0].dtype).removeprefix('torch.')} alone is up to 100%)"
     )
-    torch_call = implementation(op.name, "aten").call
-    assert torch_call is not None
-    calls = [lambda: bound(*values), lambda: torch_call(*values)]
+    name, plain = plain_call(op)
+    plain_verdict = compare(
+        as_tuple(plain(*values)), references, magnitudes, op.bounds(bound.problem)
+    )
+    if not plain_verdict.ok:
+        out.print(f"{name} is {outside_text(plain_verdict.error)}")
+    calls = [lambda: bound(*values), lambda: plain(*values)]
     clock = timer(values[0].device)
     clock.device_us(calls, 3)
     hosts = [clock.host_us(call, 50.0) for call in calls] if values[0].is_cuda else [0.0, 0.0]
     ours, theirs = clock.device_us(calls, PAIRS, max(hosts))
     ratio = paired_ratio(theirs, ours)
     out.print(
-        f"against torch: {median(ours):,.1f} us and {median(theirs):,.1f} us on the device, "
+        f"against {name}: {median(ours):,.1f} us and {median(theirs):,.1f} us on the device, "
         f"[bold]{ratio.value:.2f}x[/] "
         f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
     )

@@ -27,6 +27,12 @@ import torch
 for index in range(torch.cuda.device_count()):
     print(torch.cuda.get_device_name(index))
 """
+TREE = """
+import sys
+sys.path.insert(0, "src")
+from gristmill.bench.tree import of_folder
+print(of_folder())
+"""
 NEEDS = {"gpu": 1, "multi_gpu": 2}  # devices
 
 
@@ -120,10 +126,20 @@ def version(package: str) -> str:
 
 
 def record(path: Path, results: dict[str, Result], total: Result, device: str, commit: str) -> None:
-    """Write the counts, and what they were counted on, as JSON."""
+    """Write the counts, and what they were counted on, as JSON.
+
+    `tree` is the digest of the sources; `dirty`, whether they differ from the commit's (`null`
+    where neither git nor `commit`, `COMMIT:DIGEST`, tells).
+    """
+    stated, _, clean = commit.partition(":")
+    found = output("git", "rev-parse", "HEAD")
+    changed = output("git", "status", "--porcelain").splitlines()
+    tree = output(sys.executable, "-c", TREE)
     data = {
-        "commit": commit or output("git", "rev-parse", "HEAD"),
-        "changed_files": output("git", "diff", "--name-only", "HEAD").splitlines(),
+        "commit": found or stated,
+        "dirty": bool(changed) if found else tree != clean if clean else None,
+        "changed_files": [line[3:] for line in changed],
+        "tree": tree,
         "device": device,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
@@ -140,7 +156,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=STEPS, help="run these steps alone")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the counts here")
-    parser.add_argument("--commit", default="", help="for --json, where there is no git folder")
+    parser.add_argument(
+        "--commit",
+        default="",
+        help="for --json, where there is no git: what `python -m gristmill.bench.tree HEAD` prints",
+    )
     options = parser.parse_args()
     devices = output(sys.executable, "-c", DEVICES).splitlines()
     names = options.only or [name for name in STEPS if len(devices) >= NEEDS.get(name, 0)]

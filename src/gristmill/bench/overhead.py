@@ -105,7 +105,7 @@ def floor_call(name: str, values: tuple[Any, ...]) -> tuple[Callable[[], Any] | 
     if len(launches) != 1 or any(isinstance(a, TensorMap) for a in launches[0].args):
         return None, f"not available: {impl.id} is not one plain launch"
     launch = launches[0]
-    kernel = EXECUTOR._compiled(launch)  # noqa: SLF001 - what a hand-made call holds
+    kernel = EXECUTOR.loaded(launch)
     names = launch.kernel.arg_names[len(launch.args) :]
     args = [*launch.args, *(launch.constexprs.get(n) for n in names)]
     slot = next(i for i, a in enumerate(args) if a is outputs[0])

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from gristmill.bench.roofline import copy_call
 from gristmill.cache.store import store
 from gristmill.compile.bound import bind
@@ -20,7 +22,19 @@ from gristmill.ops.get_op import get_op
 
 GRISTMILL = "gristmill"
 COPY = "copy"
+TORCH = "torch"
 Role = Literal["selected", "own", "other", "ceiling"]
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+# The line that stands in a user's code today, by op; of an op that is not here, its reference.
+PLAIN: dict[str, tuple[str, Callable[..., Any]]] = {
+    "matmul": ("torch.mm", torch.mm),
+    "rms_norm": ("torch.nn.functional.rms_norm", _rms_norm),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +43,8 @@ class Provider:
 
     Attributes:
         role: `selected` (gristmill's plan), `own` (a Triton kernel of ours), `other` (what a user
-            has without us: vendor and compiled implementations), `ceiling` (moves the bytes,
-                computes nothing).
+            has without us: torch's plain call, vendor and compiled implementations), `ceiling`
+            (moves the bytes, computes nothing).
         what: the candidate behind it, and where its config comes from.
         call, graph_call: run it; under graph capture the plan may be another one.
     """
@@ -44,12 +58,17 @@ class Provider:
 
 def default_names(op: Op) -> tuple[str, ...]:
     """The selected plan, the copy, and what a user has without us."""
-    return (GRISTMILL, COPY, *(i.name for i in implementations(op.name) if i.kind != "triton"))
+    return (
+        GRISTMILL,
+        COPY,
+        TORCH,
+        *(i.name for i in implementations(op.name) if i.kind != "triton"),
+    )
 
 
 def check_names(op: Op, names: Sequence[str]) -> None:
     """Raise `InvalidInputError` for a provider that the op does not have."""
-    known = [GRISTMILL, COPY, *(i.name for i in implementations(op.name))]
+    known = [GRISTMILL, COPY, TORCH, *(i.name for i in implementations(op.name))]
     for name in names:
         if name not in known:
             raise InvalidInputError(
@@ -70,7 +89,16 @@ def make_provider(name: str, op: Op, problem: Problem, values: tuple[Any, ...]) 
         return Provider(name, "ceiling", "copy_ of as many bytes", call, call)
     if name == GRISTMILL:
         return _selected(op, values)
+    if name == TORCH:
+        what, plain = plain_call(op)
+        return Provider(name, "other", what, call := lambda: plain(*values), call)
     return _by_name(implementation(op.name, name), problem, values, device_target(device))
+
+
+def plain_call(op: Op) -> tuple[str, Callable[..., Any]]:
+    """What a user calls without us, under the settings of their process, and its name: fast ways
+    that leave the op's bounds (TF32, reduced-precision sums) included."""
+    return PLAIN.get(op.name, ("the op's reference", op.reference))
 
 
 def _selected(op: Op, values: tuple[Any, ...]) -> Provider:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gristmill.bench.results import Report, Result, Row, Versus
+from gristmill.bench.results import Report, Result, Row, Versus, outside_text
 
 COLUMNS = (
     "provider",
@@ -24,7 +24,8 @@ COLUMNS = (
 LEGEND = """
 rate: the least bytes, or the operations, over device time. roofline: the least time (of a copy_ of
 as many bytes in this run, or of the operations at the matrix rate) over device time. speed-up: the
-fastest other provider's time of a call over this one's. error: share of the bound."""
+fastest other provider's time of a call over this one's. error: share of the bound; torch's plain
+call outside of it is timed, and is in no verdict."""
 
 
 def print_report(out: Console, report: Report) -> None:
@@ -81,7 +82,8 @@ def _print_result(out: Console, result: Result, matrix: bool) -> None:
         if row.role in ("selected", "own"):
             out.print(f"  {row.provider}: {escape(row.what)}", style="dim", soft_wrap=True)
         if row.status != "ok":
-            out.print(f"  [red]{row.provider}: {escape(row.reason)}[/]", soft_wrap=True)
+            colour = "yellow" if row.status == "outside" else "red"
+            out.print(f"  [{colour}]{row.provider}: {escape(row.reason)}[/]", soft_wrap=True)
     for versus in result.versus:
         if versus.never_slower is False:
             out.print(f"  [red]{_loss(versus)}[/]")
@@ -96,7 +98,7 @@ def _cells(row: Row, result: Result, matrix: bool) -> tuple[str, ...]:
     error = "" if row.error is None else f"{row.error:.2f}"
     verdict = verdict_text(result) if row.role == "selected" else ""
     if row.status != "ok":
-        verdict = row.status
+        verdict = outside_text(row.error) if row.status == "outside" else row.status
     style = {"never slower": "green", "slower": "bold red", "too few pairs": "yellow"}.get(
         verdict, "red"
     )
@@ -177,7 +179,11 @@ def _compact_cells(result: Result, matrix: bool) -> tuple[str, ...]:
     ]
     own_us, own = min(owns, default=(None, ""))
     best_us = min(
-        (row.device_us for row in result.rows if row.role == "other" and row.device_us),
+        (
+            row.device_us
+            for row in result.rows
+            if row.role == "other" and row.status == "ok" and row.device_us
+        ),
         default=None,
     )
     own_text = f"{own} {best_us / own_us:.2f}x" if own_us and best_us else own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from gristmill.bench.stamp import Stamp
 from gristmill.core.plan import Objective
 
-RowStatus = Literal["ok", "wrong", "failed", "unsupported"]
+RowStatus = Literal["ok", "outside", "wrong", "failed", "unsupported"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,17 @@ class Row:
     """One provider on one problem.
 
     Attributes:
-        status: `ok`; `wrong` (outside the error bounds: not timed); `failed` (raised);
-            `unsupported` (cannot run the problem here, and says so).
+        status: `ok`; `outside` (torch's plain call, outside the error bounds: timed, but no
+            baseline and in no verdict); `wrong` (outside the error bounds: not timed); `failed`
+            (raised); `unsupported` (cannot run the problem here, and says so).
         error: the worst error as a share of its bound.
         device_us: median device time, L2 flushed by reading. host_us: host time to issue a call;
             `None` on a CPU, where the call is its own device.
         eager_us: the longer of the two. graph_us: median inside a replayed CUDA graph.
         bytes_per_s, flops_per_s: the problem's least bytes, and its operations, over `device_us`.
         roofline_share: the roofline's time over `device_us`.
-        speedup: `eager_us` of the fastest provider that a user has without us over this one's.
+        speedup: `eager_us` of the fastest provider that a user has without us, within the bounds,
+            over this one's.
     """
 
     provider: str
@@ -72,7 +75,7 @@ class Result:
     Attributes:
         limit: what the roofline is set by: `memory` or `compute`. roofline_us: the least time.
         pairs: interleaved launches of each provider.
-        baseline: the fastest provider that a user has without us (eager).
+        baseline: the fastest provider that a user has without us, within the bounds (eager).
     """
 
     workload: str
@@ -96,6 +99,17 @@ class Result:
     def slower(self) -> bool:
         """Whether the selected plan is slower than another provider, under either objective."""
         return any(v.never_slower is False for v in self.versus)
+
+
+def outside_text(error: float | None) -> str:
+    """How far outside the bounds; `error` as a share of the bound, `None` where it is infinite."""
+    if error is None or not math.isfinite(error):
+        return "outside the bounds"
+    return (
+        f"outside the bounds by {error:.0f}x"
+        if error >= 10
+        else (f"outside the bounds by {error:.1f}x")
+    )
 
 
 @dataclass(frozen=True, slots=True)

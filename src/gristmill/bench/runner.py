@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,21 +9,18 @@ from typing import Any
 
 import torch
 
-from gristmill.bench.providers import COPY, Provider, make_provider
+from gristmill.bench.checking import Checked, finite, prepare, reason_of
+from gristmill.bench.providers import COPY, Provider
 from gristmill.bench.results import Result, Row, Versus
 from gristmill.bench.roofline import Ceilings, Roofline, copy_call, roofline
-from gristmill.core.op import Op, Workload, as_tuple
+from gristmill.core.op import Op, Workload
 from gristmill.core.plan import Objective
-from gristmill.errors import UnsupportedProblemError
 from gristmill.measure.statistics import median, never_slower, paired_ratio
 from gristmill.measure.timing import timer
-from gristmill.verify import compare, truth
 
 MIN_PAIRS = 50  # below this there is no verdict
 HOST_ROUNDS = 3
 BLOCKS = 12  # of rounds; each has an order of its own
-REASON_CHARS = 300
-GIGA = 1e9
 
 
 @dataclass(frozen=True)
@@ -60,25 +56,22 @@ def run_workload(
     try:
         generator = torch.Generator(device).manual_seed(seed)
         values = op.inputs(workload.problem, generator, op.variants[0])
-        rows, ready = _prepare(op, workload, names, values)
-        samples = _time([p for p, _ in ready], device, pairs)
+        rows, ready = prepare(op, workload.problem, names, values, generator)
+        samples = _time([c.provider for c in ready], device, pairs)
         copy_us = _copy_us(ready, samples, cost.size_bytes, device)
     except (
         Exception
     ) as error:  # out of memory, a reference that raises: the next workload may do better
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return replace(base, reason=_reason(error))
+        return replace(base, reason=reason_of(error))
     dtype = next(iter(workload.problem.tensors.values())).torch_dtype
     roof = roofline(cost, copy_us, ceilings.matrix(dtype) if op.matrix else None)
-    rows += [
-        _row(base, provider, error, s, roof)
-        for (provider, error), s in zip(ready, samples, strict=True)
-    ]
+    rows += [_row(base, checked, s, roof) for checked, s in zip(ready, samples, strict=True)]
     order = {name: i for i, name in enumerate(names)}
     rows.sort(key=lambda row: order[row.provider])
     rows, baseline = _speedups(rows)
-    versus = _versus([p for p, _ in ready], samples)
+    versus = _versus(ready, samples)
     return replace(
         base,
         rows=tuple(rows),
@@ -88,38 +81,6 @@ def run_workload(
         roofline_us=roof.time_us,
         baseline=baseline,
     )
-
-
-def _prepare(
-    op: Op, workload: Workload, names: Sequence[str], values: tuple[Any, ...]
-) -> tuple[list[Row], list[tuple[Provider, float | None]]]:
-    """Rows of the providers that fail or are wrong; the others with their errors."""
-    rows: list[Row] = []
-    ready: list[tuple[Provider, float | None]] = []
-    references, magnitudes = truth(op, values)
-    bounds = op.bounds(workload.problem)
-    for name in names:
-        try:
-            provider = make_provider(name, op, workload.problem, values)
-            outputs = as_tuple(provider.call())
-            if provider.role == "ceiling":
-                ready.append((provider, None))
-                continue
-            verdict = compare(outputs, references, magnitudes, bounds)
-        except UnsupportedProblemError as error:
-            rows.append(Row(name, "", "unsupported", reason=str(error)[:REASON_CHARS]))
-            continue
-        except Exception as error:  # a provider may raise anything: that is its row
-            rows.append(Row(name, "", "failed", reason=_reason(error)))
-            continue
-        if verdict.ok:
-            ready.append((provider, verdict.error))
-        else:
-            error = verdict.error if math.isfinite(verdict.error) else None  # JSON has no infinity
-            rows.append(
-                Row(name, provider.role, "wrong", provider.what, verdict.reason, error=error)
-            )
-    return rows, ready
 
 
 def _time(providers: Sequence[Provider], device: torch.device, pairs: int) -> list[Samples]:
@@ -159,31 +120,31 @@ def _shuffled(
 
 
 def _copy_us(
-    ready: Sequence[tuple[Provider, float | None]],
+    ready: Sequence[Checked],
     samples: Sequence[Samples],
     size_bytes: int,
     device: torch.device,
 ) -> float:
     """The copy's time in this run, in turns with the others where it is one of the columns."""
-    for (provider, _), sample in zip(ready, samples, strict=True):
-        if provider.name == COPY:
+    for checked, sample in zip(ready, samples, strict=True):
+        if checked.provider.name == COPY:
             return median(sample.device)
     call = copy_call(size_bytes, device)
     call()
     return median(timer(device).device_us([call], 25)[0])
 
 
-def _row(
-    base: Result, provider: Provider, error: float | None, samples: Samples, roof: Roofline
-) -> Row:
+def _row(base: Result, checked: Checked, samples: Samples, roof: Roofline) -> Row:
+    provider = checked.provider
     device_us = median(samples.device)
     computes = provider.role != "ceiling"
     return Row(
         provider=provider.name,
         role=provider.role,
-        status="ok",
+        status="outside" if checked.reason else "ok",
         what=provider.what,
-        error=error,
+        reason=checked.reason,
+        error=finite(checked.error),
         device_us=device_us,
         host_us=median(samples.host) if samples.host else None,
         eager_us=median(samples.eager),
@@ -196,7 +157,9 @@ def _row(
 
 def _speedups(rows: Sequence[Row]) -> tuple[list[Row], str | None]:
     others = [
-        (r.eager_us, r.provider) for r in rows if r.role == "other" and r.eager_us is not None
+        (r.eager_us, r.provider)
+        for r in rows
+        if r.role == "other" and r.status == "ok" and r.eager_us is not None
     ]
     if not others:
         return list(rows), None
@@ -207,17 +170,20 @@ def _speedups(rows: Sequence[Row]) -> tuple[list[Row], str | None]:
     ], baseline
 
 
-def _versus(providers: Sequence[Provider], samples: Sequence[Samples]) -> tuple[Versus, ...]:
-    ours = next((s for p, s in zip(providers, samples, strict=True) if p.role == "selected"), None)
+def _versus(ready: Sequence[Checked], samples: Sequence[Samples]) -> tuple[Versus, ...]:
+    """The verdicts against what a user has and is within the bounds."""
+    pairs = list(zip(ready, samples, strict=True))
+    ours = next((s for c, s in pairs if c.provider.role == "selected"), None)
     if ours is None:
         return ()
     found: list[Versus] = []
-    for provider, theirs in zip(providers, samples, strict=True):
-        if provider.role != "other":
+    for checked, theirs in pairs:
+        name = checked.provider.name
+        if checked.provider.role != "other" or checked.reason:
             continue
-        found.append(_verdict(provider.name, "eager", ours.eager, theirs.eager))
+        found.append(_verdict(name, "eager", ours.eager, theirs.eager))
         if ours.graph and theirs.graph:
-            found.append(_verdict(provider.name, "graph", ours.graph, theirs.graph))
+            found.append(_verdict(name, "graph", ours.graph, theirs.graph))
     return tuple(found)
 
 
@@ -226,7 +192,3 @@ def _verdict(name: str, objective: Objective, ours: list[float], theirs: list[fl
     enough = min(len(ours), len(theirs)) >= MIN_PAIRS
     verdict = never_slower(ours, theirs) if enough else None
     return Versus(name, objective, ratio.value, ratio.low, ratio.high, verdict)
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:REASON_CHARS]

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from gristmill import __version__
+from gristmill.bench.tree import ROOT, of_folder
 from gristmill.core.provenance import provenance
 from gristmill.core.target import device_target
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,11 @@ class Stamp:
     Attributes:
         device, target: the device's name and the store's key of it.
         versions: of gristmill, torch, Triton, CUDA and the driver.
-        commit: the checkout's commit; `None` outside one. dirty: whether it had local changes.
+        commit: the checkout's commit; `None` outside one. dirty: whether it had local changes; in a
+            copy without git, whether its sources are not the stated commit's, or `None` where
+            nothing says what those are.
         date: UTC, ISO 8601. command: the command line.
+        tree: the digest of gristmill's sources (`bench/tree.py`); empty in reports older than it.
     """
 
     device: str
@@ -38,22 +40,30 @@ class Stamp:
     dirty: bool | None
     date: str
     command: str
+    tree: str = ""
 
     @classmethod
     def of(cls, device: torch.device, commit: str | None = None) -> Stamp:
-        """The stamp of a report made now on `device`; `commit` where the tree here is a copy that
-        does not know it."""
+        """The stamp of a report made now on `device`.
+
+        Where the tree here is a copy that does not know its commit, `commit` says it: an id, with
+        `:` and the digest of its sources (`python -m gristmill.bench.tree HEAD` there prints both).
+        """
         target = device_target(device)
         found = _git("rev-parse", "HEAD")
         status = _git("status", "--porcelain")
+        stated, _, clean = (commit or "").partition(":")
+        tree = of_folder()
+        dirty = bool(status) if status is not None else tree != clean if clean else None
         return cls(
             device=target.name,
             target=target.key,
             versions={"gristmill": __version__, **json.loads(provenance())},
-            commit=found or commit,
-            dirty=None if status is None else bool(status),
+            commit=found or stated or None,
+            dirty=dirty,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=_command(),
+            tree=tree,
         )
 
     def to_json(self) -> dict[str, Any]:

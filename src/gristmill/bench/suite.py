@@ -40,12 +40,12 @@ def bench(
     """Benchmark `op` on `workloads`. Measures what selection chooses now and tunes nothing.
 
     Args:
-        providers: `gristmill`, `copy`, and implementations by name; default: those, without our own
-            kernels.
+        providers: `gristmill`, `copy`, `torch` and implementations by name; default: those,
+            without our own kernels.
         pairs: interleaved launches of each provider; verdicts need 50.
         deadline: `time.monotonic()` after which the workloads that are left are skipped, and named
             in the report.
-        commit: what to stamp the report with where git does not know.
+        commit: what to stamp the report with where git does not know (see `Stamp.of`).
         ceilings: of this run, where another suite has measured them.
         tell: hears each workload's name before it is measured.
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gristmill.bench.report import ceilings_text, rate_text
-from gristmill.bench.results import Report, Result, Row
+from gristmill.bench.results import Report, Result, Row, outside_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 NOTHING = "Not measured yet: no results are committed under `benchmarks/results`."
@@ -61,12 +61,27 @@ def report_markdown(report: Report) -> str:
         "| " + " | ".join(_line(result, others, report.matrix)) + " |" for result in report.results
     ]
     lines += ["", _summary(report)] if report.results else []
+    outside = [
+        f"{row.provider} on {result.workload} by {row.error:.3g}x"
+        if row.error is not None
+        else f"{row.provider} on {result.workload}"
+        for result in report.results
+        for row in result.rows
+        if row.status == "outside"
+    ]
+    if outside:
+        lines += [
+            "",
+            f"\\* {outside_text(None)}, so timed but in no verdict: {'; '.join(outside)}.",
+        ]
     if report.skipped:
         lines += ["", f"Not run, out of time: {', '.join(report.skipped)}."]
     versions = report.stamp.versions
     commit = (report.stamp.commit or "unknown commit")[:12]
     commit += " with local changes" if report.stamp.dirty else ""
     software = f"torch {versions.get('torch')}, Triton {versions.get('triton')}"
+    if report.stamp.tree:
+        commit += f" (sources {report.stamp.tree[:12]})"
     lines += ["", f"{report.stamp.date[:10]}, {commit}, {software}."]
     return "\n".join(lines)
 
@@ -102,25 +117,38 @@ def _time(row: Row | None) -> str:
     """Device time, and host time where a call is bound by it."""
     if row is None or row.device_us is None:
         return "-" if row is None or row.status == "unsupported" else row.status
-    text = f"{row.device_us:,.1f}"
+    text = f"{row.device_us:,.1f}" + (r"\*" if row.status == "outside" else "")
     return (
         f"{text} (host {row.host_us:.1f})" if row.host_us and row.host_us > row.device_us else text
     )
 
 
 def _summary(report: Report) -> str:
-    selected = [
-        row for r in report.results for row in r.rows if row.role == "selected" and row.speedup
-    ]
-    judged = [r for r in report.results if r.versus]
-    never = sum(all(v.never_slower for v in r.versus) for r in judged)
-    text = f"Never slower on {never} of {len(judged)} workloads"
-    if selected:
-        mean = math.exp(sum(math.log(row.speedup or 1.0) for row in selected) / len(selected))
+    """On how many of all workloads the plan is never slower, with what failed among the rest."""
+    plans = [_plan(result) for result in report.results]
+    never = sum(
+        plan is not None and bool(r.versus) and all(v.never_slower for v in r.versus)
+        for plan, r in zip(plans, report.results, strict=True)
+    )
+    text = f"Never slower on {never} of {len(plans)} workloads"
+    failed = sum(plan is None for plan in plans)
+    if failed:
+        text += f", {failed} failed"
+    speedups = [plan.speedup for plan in plans if plan is not None and plan.speedup]
+    if speedups:
+        mean = math.exp(sum(map(math.log, speedups)) / len(speedups))
         text += (
             f"; the plan's speed-up over the fastest other provider: {mean:.2f}x, geometric mean"
         )
+        text += f" of {len(speedups)}" if len(speedups) < len(plans) else ""
     return text + "."
+
+
+def _plan(result: Result) -> Row | None:
+    """The selected plan's row; `None` where it was not measured or is wrong."""
+    if result.reason:
+        return None
+    return next((r for r in result.rows if r.role == "selected" and r.status == "ok"), None)
 
 
 def overhead_markdown(path: Path) -> str:

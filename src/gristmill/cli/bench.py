@@ -1,8 +1,8 @@
 """Compare providers of an op on named problems: correctness first, then launches interleaved one by
 one.
 
-Providers: gristmill (the selected plan), copy (a `copy_` that moves as many bytes), and every
-implementation by name.
+Providers: gristmill (the selected plan), copy (a `copy_` that moves as many bytes), torch (the
+plain call, with torch's settings as they are here), and every implementation by name.
 Tune first: an untuned problem is run with its prior, and the table says so.
 Exit code 1 where a provider failed, gave wrong results, or --strict and the plan is slower than
 what torch has.
@@ -33,7 +33,7 @@ Providers = Annotated[
         "--provider",
         "-p",
         help="A column; may be repeated.",
-        show_default="gristmill, copy, vendor, compiled",
+        show_default="gristmill, copy, torch, vendor, compiled",
     ),
 ]
 Pairs = Annotated[

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from gristmill.core.op import Op, Workload
-from gristmill.core.plan import Objective
+from gristmill.core.plan import OBJECTIVES, Objective
 from gristmill.core.problem import Problem, TensorSpec, contiguous_strides
 from gristmill.errors import InvalidInputError, did_you_mean
-from gristmill.tuning.runner import OBJECTIVES
 
 
 def chosen_device(name: str | None) -> torch.device:
