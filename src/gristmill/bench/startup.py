@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from gristmill import settings
+from gristmill.bench.tree import PACKAGE
 from gristmill.measure.isolation import our_paths
 from gristmill.measure.statistics import median
 
@@ -81,7 +82,7 @@ def cached_get_op(
 
 def _run(code: str, *arguments: str) -> str:
     environment = settings.child_environment(
-        PYTHONPATH=os.pathsep.join(our_paths()),
+        PYTHONPATH=os.pathsep.join([str(PACKAGE.parent), *our_paths()]),
         GRISTMILL_CACHE_DIR=str(settings.current().cache_dir),
     )
     done = subprocess.run(
