@@ -43,6 +43,10 @@ def measurer(problem):
         ("unwritten", "wrong", "output 0 is wrong"),
         ("misshapen", "wrong", "shape"),
         ("raises", "launch_error", "does not feel like it"),
+        ("mistyped", "wrong", "output 0 has dtype float64 where float32 is declared"),
+        ("mutates", "wrong", "it changed its argument `x`"),
+        ("strided", "wrong", "output 0 has strides (1, 64) where (64, 1) are declared"),
+        ("in_place", "wrong", "it changed its argument `x`"),
     ],
 )
 def test_every_failure_is_a_row_with_its_class_and_reason(

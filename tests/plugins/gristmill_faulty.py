@@ -84,7 +84,28 @@ def raises(x: torch.Tensor) -> torch.Tensor:
     raise ValueError("it does not feel like it")
 
 
-for function in (right, traps, hangs, garbage, unwritten, misshapen, raises):
+def mistyped(x: torch.Tensor) -> torch.Tensor:
+    return x.double() * 2
+
+
+def mutates(x: torch.Tensor) -> torch.Tensor:
+    out = x * 2
+    x.zero_()
+    return out
+
+
+def strided(x: torch.Tensor) -> torch.Tensor:
+    return (x * 2).t().contiguous().t()
+
+
+def in_place(x: torch.Tensor) -> torch.Tensor:
+    return x.mul_(2)
+
+
+for function in (
+    *(right, traps, hangs, garbage, unwritten, misshapen, raises),
+    *(mistyped, mutates, strided, in_place),
+):
     register(OP, function.__name__, function, kind="vendor")
 
 

@@ -13,7 +13,7 @@ from gristmill.compile.bound import BoundCall, bind
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core.config import Config
 from gristmill.core.implementation import Implementation
-from gristmill.core.op import Op, as_tuple
+from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Outcome, Status
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, load
@@ -22,7 +22,7 @@ from gristmill.errors import CompileError, GristmillError
 from gristmill.measure.isolation import REASON_CHARS
 from gristmill.measure.statistics import median
 from gristmill.measure.timing import timer
-from gristmill.verify import Verdict, compare, guarded_empty, truth
+from gristmill.verify import Verdict, compare, run_guarded, same_bits, truth
 
 ABANDON_AFTER_1 = 3.0  # a first repeat this many times the best ends the race for a candidate
 ABANDON_AFTER_5 = 1.25  # the same for the median of five
@@ -55,23 +55,36 @@ class Trials:
         self._cases: dict[str, Case] = {}
 
     def case(self, variant: str) -> Case:
-        """Inputs and truth of a variant, made once.
+        """Inputs and truth of a variant; kept for the usual one.
 
         Raises:
-            GristmillError: whatever the reference or the input maker raised, named.
+            GristmillError: whatever the input maker or the reference raised, named.
         """
-        if variant not in self._cases:
+        kept = self._cases.get(variant)
+        if kept is not None:
+            return kept
+        step = "input maker"
+        try:
             generator = torch.Generator(self.device).manual_seed(self.seed)
             values = self.op.inputs(self.problem, generator, variant)
-            try:
-                references, magnitudes = truth(self.op, values)
-            except Exception as error:
-                text = f"{type(error).__name__}: {error}"[:REASON_CHARS]
-                raise GristmillError(
-                    f"the reference of `{self.op.name}` raised on {variant!r} inputs: {text}"
-                ) from error
-            self._cases[variant] = Case(values, references, magnitudes)
-        return self._cases[variant]
+            step = "reference"
+            references, magnitudes = truth(self.op, values)
+            self.timer.synchronize()
+        except torch.OutOfMemoryError as error:
+            self._cases.clear()
+            torch.cuda.empty_cache()
+            raise GristmillError(
+                f"the {variant!r} inputs of {self.problem} and their float64 references do not fit "
+                f"on {self.device} beside what is there: {_reason(error)}"
+            ) from error
+        except Exception as error:
+            raise GristmillError(
+                f"the {step} of `{self.op.name}` raised on {variant!r} inputs: {_reason(error)}"
+            ) from error
+        case = Case(values, references, magnitudes)
+        if variant == self.op.variants[0]:
+            self._cases[variant] = case
+        return case
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """One candidate: correct on the usual inputs? then how fast, given up early where it trails
@@ -79,51 +92,75 @@ class Trials:
         case = self.case(self.op.variants[0])
 
         def trial(impl: Implementation, config: Config) -> Outcome:
-            verdict = self._check(impl, config, case)
+            call = bind(impl, config, case.values)
+            verdict = self._check(impl, config, case, call)
             if not verdict.ok:
                 return Outcome("wrong", verdict.reason, error=verdict.error)
-            call = bind(impl, config, case.values)
             outcome = self._time(lambda: call(*case.values), best_us)
             outcome = replace(outcome, error=verdict.error)
             return self._with_resources(outcome, impl, config, case)
 
         return self._guarded(candidate, trial)
 
+    def verify(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """Which candidates are correct on every variant (`ok`, with the worst error, untimed)."""
+        return [outcome for outcome, _ in self._verified(candidates)]
+
     def race(
         self, candidates: Sequence[Candidate]
     ) -> tuple[list[Outcome], list[dict[str, list[float] | None]]]:
         """Finalists: correct on every variant? then timed in turns; outcomes, and samples in the
         candidates' order."""
-        outcomes: list[Outcome] = []
-        calls: list[tuple[int, Callable[[], Any]]] = []
+        verified = self._verified(candidates)
+        outcomes = [outcome for outcome, _ in verified]
         values = self.case(self.op.variants[0]).values
-        for index, candidate in enumerate(candidates):
-            bound: list[BoundCall] = []
-
-            def trial(
-                impl: Implementation, config: Config, bound: list[BoundCall] = bound
-            ) -> Outcome:
-                worst = 0.0
-                for variant in self.op.variants:
-                    verdict = self._check(impl, config, self.case(variant))
-                    if not verdict.ok:
-                        return Outcome(
-                            "wrong", f"on {variant!r} inputs: {verdict.reason}", error=verdict.error
-                        )
-                    worst = max(worst, verdict.error)
-                bound.append(bind(impl, config, values))
-                bound[0](*values)
-                self.timer.synchronize()
-                case = self.case(self.op.variants[0])
-                return self._with_resources(Outcome("ok", error=worst), impl, config, case)
-
-            outcomes.append(self._guarded(candidate, trial))
-            if outcomes[-1].ok:
-                calls.append((index, lambda call=bound[0]: call(*values)))
+        calls: list[tuple[int, Callable[[], Any]]] = [
+            (index, lambda call=call: call(*values))
+            for index, (_, call) in enumerate(verified)
+            if call is not None
+        ]
         samples: list[dict[str, list[float] | None]] = [{} for _ in candidates]
         if calls:
             self._race(calls, outcomes, samples)
         return outcomes, samples
+
+    def _verified(self, candidates: Sequence[Candidate]) -> list[tuple[Outcome, BoundCall | None]]:
+        """Each candidate's outcome of every variant, and its bound call where it passed.
+
+        The candidates go through variant by variant, so that the truth of one adversarial variant
+        is on the device at a time, and what its making raises is nobody's outcome.
+        """
+        outcomes = [Outcome("ok", error=0.0) for _ in candidates]
+        calls: dict[int, BoundCall] = {}
+        for variant in self.op.variants:
+            case = self.case(variant)
+            for index, candidate in enumerate(candidates):
+                if not outcomes[index].ok:
+                    continue
+                so_far = outcomes[index]
+
+                def trial(
+                    impl: Implementation,
+                    config: Config,
+                    variant: str = variant,
+                    case: Case = case,
+                    index: int = index,
+                    so_far: Outcome = so_far,
+                ) -> Outcome:
+                    if index not in calls:
+                        calls[index] = bind(impl, config, case.values)
+                    verdict = self._check(impl, config, case, calls[index])
+                    if not verdict.ok:
+                        reason = f"on {variant!r} inputs: {verdict.reason}"
+                        return Outcome("wrong", reason, error=verdict.error)
+                    worst = replace(so_far, error=max(so_far.error or 0.0, verdict.error))
+                    return self._with_resources(worst, impl, config, case)
+
+                outcomes[index] = self._guarded(candidate, trial)
+                if not outcomes[index].ok:
+                    calls.pop(index, None)
+            del case
+        return [(outcome, calls.get(index)) for index, outcome in enumerate(outcomes)]
 
     def _race(
         self,
@@ -174,20 +211,27 @@ class Trials:
             "ok", device_us=device_us, host_us=self.timer.host_us(call, device_us), repeats=repeats
         )
 
-    def _check(self, impl: Implementation, config: Config, case: Case) -> Verdict:
-        """Run once into poisoned, guarded outputs and compare with the truth."""
-        guards = []
-        if impl.launcher is not None:
-            guarded = [guarded_empty(spec, self.device) for spec in self.op.outputs(self.problem)]
-            outputs, guards = tuple(t for t, _ in guarded), [g for _, g in guarded]
-            _, workspace = impl.allocate(case.values, config)
-            EXECUTOR.run(impl.launches(case.values, outputs, workspace, config))
-        else:
-            outputs = as_tuple(bind(impl, config, case.values)(*case.values))
-        self.timer.synchronize()
-        if not all(guard.intact() for guard in guards):
-            return Verdict(ok=False, error=float("inf"), reason="it wrote outside its output")
-        return compare(outputs, case.references, case.magnitudes, self.op.bounds(self.problem))
+    def _check(self, impl: Implementation, config: Config, case: Case, call: BoundCall) -> Verdict:
+        """A guarded run against the truth; then the bound call, which is what users run, against
+        the same: its bits may differ, its errors may not be larger than the bounds."""
+        bounds = self.op.bounds(self.problem)
+        outputs, fault = run_guarded(
+            impl, case.values, config, None if impl.launcher is not None else call
+        )
+        if fault is not None:
+            return Verdict(ok=False, error=float("inf"), reason=fault)
+        verdict = compare(outputs, case.references, case.magnitudes, bounds)
+        if not verdict.ok or impl.launcher is None:
+            return verdict
+        again, fault = run_guarded(impl, case.values, config, call)
+        if fault is not None:
+            return Verdict(ok=False, error=float("inf"), reason=f"bound, {fault}")
+        if all(same_bits(first, second) for first, second in zip(outputs, again, strict=True)):
+            return verdict
+        bound = compare(again, case.references, case.magnitudes, bounds)
+        if not bound.ok:
+            return replace(bound, reason=f"bound, {bound.reason}")
+        return replace(verdict, error=max(verdict.error, bound.error))
 
     def _with_resources(
         self, outcome: Outcome, impl: Implementation, config: Config, case: Case

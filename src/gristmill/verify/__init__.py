@@ -1,7 +1,17 @@
-"""Whether outputs are right: comparison within an op's bounds, poisoned outputs, canaries."""
+"""Whether outputs are right: guarded runs, comparison within an op's bounds, poison, canaries."""
 
 from gristmill.verify.comparison import Verdict, compare
 from gristmill.verify.memory import Guard, guarded_empty, poison
+from gristmill.verify.run import run_guarded, same_bits
 from gristmill.verify.truth import truth
 
-__all__ = ["Guard", "Verdict", "compare", "guarded_empty", "poison", "truth"]
+__all__ = [
+    "Guard",
+    "Verdict",
+    "compare",
+    "guarded_empty",
+    "poison",
+    "run_guarded",
+    "same_bits",
+    "truth",
+]

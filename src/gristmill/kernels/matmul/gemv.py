@@ -23,6 +23,8 @@ from gristmill.core.space import Space, choice, pow2, require
 from gristmill.core.target import Target
 from gristmill.specs.matmul import OP, sizes
 
+MAX_K = 2**31 - 2**14  # the end of the last block of K is an int32
+
 
 @triton.jit
 def _matmul_fwd_gemv_kernel(
@@ -96,6 +98,8 @@ def supports(problem: Problem, target: Target) -> str | None:
         return "`a` has no unit stride along K"
     if k > 1 and problem["b"].strides[0] != 1:
         return "`b` has no unit stride along K"
+    if k > MAX_K:
+        return f"K is {k}, past {MAX_K}"
     return None
 
 

@@ -24,6 +24,7 @@ from gristmill.kernels.device.tiles import grouped_tile
 from gristmill.specs.matmul import OP, sizes
 
 INT32_ELEMENTS = 2**31
+MAX_SIZE = INT32_ELEMENTS - 1024  # the end of the last block of a dimension is an int32 too
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -52,6 +53,7 @@ def _matmul_fwd_tiled_kernel(
         a_rows, b_cols = a_rows.to(tl.int64), b_cols.to(tl.int64)
         m, n = m.to(tl.int64), n.to(tl.int64)
         k_wide = k.to(tl.int64)
+        stride_ak, stride_bk = tl.cast(stride_ak, tl.int64), tl.cast(stride_bk, tl.int64)
     else:
         k_wide = k
     a = a_ptr + a_rows[:, None] * stride_am + k_wide[None, :] * stride_ak
@@ -177,6 +179,12 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     return dict(config)
 
 
+def supports(problem: Problem, target: Target) -> str | None:
+    del target
+    longest = max(sizes(problem))
+    return f"a dimension of {longest} is past {MAX_SIZE}" if longest > MAX_SIZE else None
+
+
 def _launch(
     args: tuple[Any, ...],
     outputs: tuple[torch.Tensor, ...],
@@ -208,4 +216,4 @@ def _launch(
     )
 
 
-matmul = register(OP, "tiled", _launch, space=SPACE, prior=_prior)
+matmul = register(OP, "tiled", _launch, space=SPACE, prior=_prior, supports=supports)

@@ -30,6 +30,7 @@ from gristmill.specs.rms_norm import OP, rows
 
 MAX_VALUES_PER_THREAD = 64  # float32 registers that hold the tile; above, the compiler spills
 MAX_WIDTH = 4096
+MAX_ROWS = 2**31 - 1  # a program for each, where a tile is one row: the longest grid
 
 
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
@@ -138,6 +139,8 @@ def supports(problem: Problem, target: Target) -> str | None:
             f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} "
             "can be walked"
         )
+    if rows(problem) > MAX_ROWS:
+        return f"{rows(problem)} rows are more than {MAX_ROWS}"
     return None
 
 

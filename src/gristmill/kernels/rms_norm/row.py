@@ -27,11 +27,12 @@ from gristmill.kernels.device.rows import (
     leading_arguments,
     row_offset,
 )
-from gristmill.specs.rms_norm import OP
+from gristmill.specs.rms_norm import OP, rows
 
 MAX_BLOCK = (
     32_768  # values of a row held at once: a program of 1,024 threads has 64 registers a thread
 )
+MAX_ROWS = 2**31 - 1  # a program for each: the longest grid
 
 
 @triton.jit
@@ -205,6 +206,8 @@ def supports(problem: Problem, target: Target) -> str | None:
         )
     if problem["x"].shape[-1] > 32 * MAX_BLOCK:
         return f"rows of {problem['x'].shape[-1]} values are wider than {32 * MAX_BLOCK}"
+    if rows(problem) > MAX_ROWS:
+        return f"{rows(problem)} rows are more than {MAX_ROWS}"
     return None
 
 
