@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +31,14 @@ class Settings:
             cores, at most 16).
         progress: show a progress bar while tuning (`GRISTMILL_PROGRESS=0|1`; default: when stderr
             is a terminal).
+        lock_dir: folder of the locks that keep two tuners from measuring on one device at once
+            (`GRISTMILL_LOCK_DIR`; default: one of the user's in the temporary folder).
         interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU
             tensors too.
     """
 
     cache_dir: Path
+    lock_dir: Path
     tune: TunePolicy = "now"
     budget_s: float = 60.0
     candidate_timeout_s: float = 30.0
@@ -53,19 +58,31 @@ class Settings:
         progress = env.get("GRISTMILL_PROGRESS")
         return cls(
             cache_dir=Path(cache_dir).expanduser(),
+            lock_dir=Path(env.get("GRISTMILL_LOCK_DIR") or _lock_dir()),
             tune="now" if tune == "now" else "never",
             budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
             candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),
-            compile_jobs=int(_number(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores()))),
-            progress=None if progress is None else progress not in ("", "0"),
+            compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores())),
+            progress=_switch("GRISTMILL_PROGRESS", progress),
             interpret=env.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"),
         )
+
+
+def _switch(name: str, text: str | None) -> bool | None:
+    if text not in (None, "", "0", "1"):
+        raise InvalidInputError(f"{name} is {text!r}; it can be 0 or 1. Set one, or unset it.")
+    return None if not text else text == "1"
 
 
 def _user_cache_dir() -> str:
     import platformdirs  # 2 ms that only the default costs
 
     return platformdirs.user_cache_dir("gristmill")
+
+
+def _lock_dir() -> str:
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    return str(Path(tempfile.gettempdir(), f"gristmill-{user}"))
 
 
 def _number(env: os._Environ[str], name: str, default: float) -> float:
@@ -76,11 +93,18 @@ def _number(env: os._Environ[str], name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise InvalidInputError(
             f"{name} is {text!r}; it needs a positive number. Set one, or unset it."
         )
     return value
+
+
+def _count(env: os._Environ[str], name: str, default: int) -> int:
+    value = _number(env, name, default)
+    if value != int(value):
+        raise InvalidInputError(f"{name} is {env[name]!r}; it needs a whole number. Round it.")
+    return int(value)
 
 
 def _cores() -> int:

@@ -3,17 +3,23 @@ operators, errors."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
 
 import gristmill as gm
-from gristmill.core.registry import load, op_names
+from gristmill.compile.bound import bind
+from gristmill.core.registry import implementation, load, op_names
+from gristmill.core.target import device_target
 from gristmill.ops._dispatch import dispatcher, forget
 from gristmill.ops._key import key_function
 
 pytestmark = pytest.mark.usefixtures("fresh_store")
+# torch's own, where forward-mode differentiation and Inductor are imported.
+OLD_SCRIPTING = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 
 @pytest.fixture
@@ -146,6 +152,14 @@ def test_inference_mode(x, weight):
             ("'rmsnorm'", "rms_norm", "Did you mean"),
         ),
         (lambda x, w: gm.get_op("matmul", x), gm.InvalidInputError, ("`args`", "tuple")),
+        (lambda x, w: gm.get_op(3, (x,)), gm.InvalidInputError, ("`op`", "int", "string")),
+        (lambda x, w: gm.tune("rms_norm", (x,), trials="3"), gm.InvalidInputError, ("`trials`",)),
+        (lambda x, w: gm.tune("rms_norm", (x,), budget_s="9"), gm.InvalidInputError, ("'9'",)),
+        (
+            lambda x, w: gm.tune("rms_norm", (x,), strategy="radnom"),
+            gm.InvalidInputError,
+            ("`strategy`", "'radnom'", "Did you mean 'random'"),
+        ),
         (lambda x, w: gm.get_op("matmul", (x,)), gm.InvalidInputError, ("`matmul`", "'b'")),
         (
             lambda x, w: gm.get_op("rms_norm", (x,), {"ep": 1}),
@@ -184,6 +198,84 @@ def test_bad_input_after_good_is_refused_too(x, weight):
             call(x, weight[:3])
         with pytest.raises(gm.InvalidInputError, match="`x`"):
             call(3, weight)
+
+
+def test_lazily_negated_views_are_refused_also_after_a_plain_call(x):
+    gm.rms_norm(x)
+    bound = gm.get_op("rms_norm", (x,), tune="never")
+    bound(x)
+    for call in (gm.rms_norm, bound):
+        with pytest.raises(gm.InvalidInputError, match=r"`x` is a lazily negated .*resolve_neg"):
+            call(torch._neg_view(x))
+
+
+@OLD_SCRIPTING
+def test_forward_mode_tangents_are_kept(x, weight):
+    from torch.autograd import forward_ad
+
+    bound = gm.get_op("rms_norm", (x, weight), tune="never")
+    bound(x, weight), gm.rms_norm(x, weight)
+    tangent = torch.randn_like(x)
+    want = torch.func.jvp(lambda v: load("rms_norm").reference(v, weight), (x,), (tangent,))[1]
+    for call in (gm.rms_norm, bound):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, tangent)
+            got = forward_ad.unpack_dual(call(dual, weight)).tangent
+        torch.testing.assert_close(got, want)
+
+
+def test_a_default_device_is_no_reason_for_the_reference(x, weight):
+    with torch.device("cpu"):
+        gm.rms_norm(x, weight)
+    assert len(dispatcher("rms_norm").bound) == 1
+
+
+def test_an_int_for_a_float_is_the_same_problem(x):
+    op = load("rms_norm")
+    (one, other) = (op.problem(op.bind((x,), {"eps": eps})) for eps in (1, 1.0))
+    assert op.bucket(one) == op.bucket(other)
+
+
+@OLD_SCRIPTING
+def test_a_compiled_plan_compiles_once_whatever_the_mode(x, weight):
+    from torch._dynamo.utils import counters
+
+    op = load("rms_norm")
+    impl = implementation("rms_norm", "inductor")
+    call = bind(
+        impl,
+        impl.config(None, op.problem((x, weight, 1e-6)), device_target(x.device)),
+        (x, weight, 1e-6),
+    )
+    call(x, weight, 1e-6)
+    before = counters["stats"]["unique_graphs"]
+    parameter = torch.nn.Parameter(weight)
+    call(x, parameter, 1e-6)
+    with torch.no_grad():
+        call(x, parameter, 1e-6)
+    with torch.inference_mode():
+        call(x, weight, 1e-6)
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_a_bound_operator_is_copied_and_pickled_as_a_question(x, weight):
+    bound = gm.get_op("rms_norm", (x, weight), tune="never")
+    assert copy.deepcopy(bound) is bound
+    restored = pickle.loads(pickle.dumps(bound))
+    assert (restored.problem, restored.plan) == (bound.problem, bound.plan)
+    torch.testing.assert_close(restored(x, weight), bound(x, weight))
+
+
+def test_a_kernel_by_hand_refuses_what_it_would_drop(x, weight, monkeypatch):
+    row = implementation("rms_norm", "row")
+    monkeypatch.setattr(type(row), "why_not", lambda *a: None)
+
+    class Tagged(torch.Tensor):
+        pass
+
+    for values in ((x.clone().requires_grad_(), weight), (x.as_subclass(Tagged), weight)):
+        with pytest.raises(gm.UnsupportedProblemError, match=r"`x` .*values only.*torch.no_grad"):
+            row(*values)
 
 
 def test_forgetting_drops_bound_calls(x):

@@ -20,6 +20,7 @@ from gristmill.ops._dispatch import forget
 from gristmill.selection.explain import explain_problem
 from gristmill.selection.select import select
 from gristmill.tuning.choose import choose
+from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.runner import Budget, TuningRun
 from gristmill.tuning.strategies import make_strategy
 
@@ -78,9 +79,11 @@ def test_tuning_measures_every_contender_and_keeps_the_plan():
     assert again.plan.candidate == bound.plan.candidate
     expected = load("rms_norm").reference(*values)
     torch.testing.assert_close(again(*values), expected)
-    near = gm.get_op("rms_norm", (torch.randn(100, 64), torch.randn(64)), tune="never")
+    near = gm.get_op("rms_norm", (torch.randn(30, 64), torch.randn(64)), tune="never")
     assert near.plan.origin == "neighbour"
     assert "rows=8" in near.plan.reason
+    far = gm.get_op("rms_norm", (torch.randn(100, 64), torch.randn(64)), tune="never")
+    assert far.plan.origin == "vendor"
     other = gm.get_op("rms_norm", (torch.randn(8, 65), torch.randn(65)), tune="never")
     assert other.plan.origin == "vendor"
 
@@ -119,12 +122,17 @@ def test_faulty_candidates_are_rows_and_the_right_one_wins(faulty, tmp_path, mon
     status = {c.implementation: o.status for c, o in result.outcomes.items()}
     assert status == {
         "right": "ok",
+        "sly": "wrong",
         "traps": "crash",
         "hangs": "timeout",
         "garbage": "wrong",
         "unwritten": "wrong",
         "misshapen": "wrong",
         "raises": "launch_error",
+        "mistyped": "wrong",
+        "mutates": "wrong",
+        "strided": "wrong",
+        "in_place": "wrong",
     }
     assert result.plans["eager"].candidate.implementation == "right"
     text = str(explain_problem(op, problem, device_target(CPU), "eager"))
@@ -141,28 +149,49 @@ def test_a_reference_that_raises_is_a_tuning_error(faulty):
 def test_no_right_candidate_is_a_tuning_error_that_lists_them(faulty, monkeypatch):
     bad = tuple(i for i in implementations("twice") if i.name in ("garbage", "raises"))
     monkeypatch.setattr("gristmill.tuning.runner.implementations", lambda op: bad)
-    with pytest.raises(gm.TuningError, match=r"no candidate gave right results.*garbage: wrong"):
+    with pytest.raises(gm.TuningError, match=r"gave right results.*garbage: wrong.*doctor"):
         gm.tune("twice", (torch.ones(2, 2),), budget_s=5.0)
 
 
-def test_interruption_keeps_what_was_measured(monkeypatch):
-    from gristmill.tuning.measurer import Measurer
-
+def _interrupted_at(monkeypatch, name):
     real = Measurer.measure
 
     def measure(self, candidate, best_us):
-        if candidate.implementation == "inductor":
+        if candidate.implementation == name:
             raise KeyboardInterrupt
         return real(self, candidate, best_us)
 
     monkeypatch.setattr(Measurer, "measure", measure)
+
+
+def test_interruption_keeps_what_was_measured_and_the_next_run_goes_on(monkeypatch):
     values = (torch.randn(8, 64),)
-    with pytest.raises(KeyboardInterrupt):
-        gm.tune("rms_norm", values, budget_s=5.0)
+    with monkeypatch.context() as patch:
+        _interrupted_at(patch, "inductor")
+        with pytest.raises(KeyboardInterrupt):
+            gm.tune("rms_norm", values, budget_s=5.0)
     explanation = gm.explain("rms_norm", values)
     assert explanation.plan.candidate.implementation == "aten"
-    assert "interrupted" in explanation.plan.reason
+    assert "search was interrupted" in str(explanation)
     assert [r.implementation for r in explanation.rows if r.status == "ok"] == ["aten"]
+    bound = gm.get_op("rms_norm", values, budget_s=5.0)
+    assert not bound.plan.revalidate
+    rows = gm.explain("rms_norm", values).rows
+    assert {r.implementation for r in rows if r.status == "ok"} == {"aten", "inductor"}
+
+
+def test_an_interrupted_plan_has_passed_every_variant(faulty, monkeypatch):
+    """`sly` is fast, and wrong on large values alone."""
+    op = load("twice")
+    monkeypatch.setattr("gristmill.tuning.measurer.FIRST_TIMEOUT_S", 20.0)
+    _interrupted_at(monkeypatch, "traps")
+    run = TuningRun(op, op.problem((torch.ones(16, 16),)), CPU, store(), Budget(30.0))
+    run._fixed = [implementation("twice", n) for n in ("sly", "right", "traps")]
+    result = run.run()
+    assert result.interrupted
+    assert result.plans["eager"].candidate.implementation == "right"
+    status = {c.implementation: o.status for c, o in result.outcomes.items()}
+    assert status == {"sly": "wrong", "right": "ok"}
 
 
 def test_a_direct_call_never_builds_a_compiled_plan(monkeypatch):

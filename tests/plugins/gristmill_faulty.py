@@ -29,17 +29,19 @@ def _reference(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
+def _inputs(problem: Problem, generator: torch.Generator, variant: str) -> tuple[Any, ...]:
+    x = torch.randn(problem["x"].shape, generator=generator, device=generator.device)
+    return (problem["x"].fill(x * 1000 if variant == "large" else x),)
+
+
 OP = declare(
     Op(
         schema="twice(Tensor x) -> Tensor",
         check=lambda x: None,
         reference=_reference,
         magnitude=lambda x: (x * 2).abs(),
-        inputs=lambda problem, generator, variant: (
-            problem["x"].fill(
-                torch.randn(problem["x"].shape, generator=generator, device=generator.device)
-            ),
-        ),
+        inputs=_inputs,
+        variants=("normal", "large"),
         outputs=lambda problem: (TensorSpec.contiguous(problem["x"].shape, problem["x"].dtype),),
         axes=lambda problem: (Axis("rows", problem["x"].shape[0], exact=False),),
         cost=lambda problem: Cost(problem["x"].numel, 2 * problem["x"].size_bytes),
@@ -56,6 +58,11 @@ OP = declare(
 
 def right(x: torch.Tensor) -> torch.Tensor:
     return x + x
+
+
+def sly(x: torch.Tensor) -> torch.Tensor:
+    """Right on usual values, wrong on large ones."""
+    return torch.where(x.abs() < 100, x + x, 0)
 
 
 def traps(x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +110,7 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
 
 
 for function in (
-    *(right, traps, hangs, garbage, unwritten, misshapen, raises),
+    *(right, sly, traps, hangs, garbage, unwritten, misshapen, raises),
     *(mistyped, mutates, strided, in_place),
 ):
     register(OP, function.__name__, function, kind="vendor")

@@ -169,11 +169,11 @@ class Executor:
         for launch in launches:
             if _is_interpreted(launch) or _is_empty(launch):
                 continue
-            kernel = self._compiled(launch)
+            kernel = self.loaded(launch)
             found.append((kernel.n_regs, kernel.n_spills, kernel.metadata.shared))
         return max(found, default=(None, None, None))
 
-    def _compiled(self, launch: Launch) -> CompiledKernel:
+    def loaded(self, launch: Launch) -> CompiledKernel:
         """The loaded kernel of a launch for the current device (compiled, if it is new to this
         process)."""
         native = tuple(map(_native, launch.args))
@@ -191,7 +191,7 @@ class Executor:
         if _is_interpreted(launch):
             return None
         with torch.cuda.device(device):
-            return bind_launch(launch, self._compiled(launch), slots, device)
+            return bind_launch(launch, self.loaded(launch), slots, device)
 
 
 EXECUTOR = Executor()

@@ -18,10 +18,11 @@ from gristmill.core.op import Op
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.space import Space
 from gristmill.core.target import Target, device_target
-from gristmill.errors import RegistrationError, UnsupportedProblemError
+from gristmill.errors import InvalidConfigError, RegistrationError, UnsupportedProblemError
 
 Kind = Literal["triton", "vendor", "compiled"]
 Supports = Callable[[Problem, Target], "str | None"]
+PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)  # whose memory is all that there is to them
 Tensors = tuple[torch.Tensor, ...]
 Launcher = Callable[[tuple[Any, ...], Tensors, Tensors, Config], tuple[Launch, ...]]
 
@@ -112,6 +113,11 @@ class Implementation:
         self, values: Mapping[str, Value] | None, problem: Problem, target: Target
     ) -> Config:
         """A checked config: these knob values, or the prior for `None`."""
+        if values is not None and not isinstance(values, Mapping):
+            raise InvalidConfigError(
+                f"`config` is {type(values).__name__}; it needs a mapping from knob to value, or "
+                "None. Pass a dict."
+            )
         return self.space.config(
             self.prior(problem, target) if values is None else values, problem, target
         )
@@ -134,8 +140,8 @@ class Implementation:
 
         Raises:
             InvalidInputError: the arguments break the op's contract.
-            UnsupportedProblemError: this implementation cannot run the problem here; the message
-                says why.
+            UnsupportedProblemError: this implementation cannot run the problem here, or it is a
+                kernel and a gradient is asked for; the message says why.
             InvalidConfigError: `config` has an unknown key, a bad value or breaks a constraint.
         """
         values = self.op.bind(args, kwargs)
@@ -150,8 +156,36 @@ class Implementation:
         if self.call is not None:
             return self.call(*values)
         if self.build is not None:
-            return self.build(problem)(*values)
+            return self.built(problem)(*values)
+        self._refuse_more_than_values(values)
         assert self.executor is not None
         outputs, workspace = self.allocate(values, chosen)
         self.executor().run(self.launches(values, outputs, workspace, chosen))
         return outputs if len(outputs) != 1 else outputs[0]
+
+    def built(self, problem: Problem) -> Callable[..., Any]:
+        """What `build` makes for a problem, made once in a process."""
+        assert self.build is not None
+        if problem not in self._built:
+            self._built[problem] = self.build(problem)
+        return self._built[problem]
+
+    @cached_property
+    def _built(self) -> dict[Problem, Callable[..., Any]]:
+        return {}
+
+    def _refuse_more_than_values(self, values: tuple[Any, ...]) -> None:
+        """A kernel computes values: a gradient or a subclass's meaning would be lost silently."""
+        for name, value in zip(self.op.names, values, strict=True):
+            if not isinstance(value, torch.Tensor):
+                continue
+            if torch.is_grad_enabled() and value.requires_grad:
+                reason = "requires a gradient"
+            elif type(value) not in PLAIN_TYPES:
+                reason = f"is a {type(value).__name__}"
+            else:
+                continue
+            raise UnsupportedProblemError(
+                f"`{name}` {reason}; `{self.id}` computes values only. Call it under "
+                f"`torch.no_grad()` with plain tensors, or `gristmill.{self.op.name}(...)`."
+            )

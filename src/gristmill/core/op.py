@@ -136,7 +136,10 @@ class Op:
                 f"`{self.name}`: {error}. Its signature is {self.schema}.{hint}"
             ) from None
         bound.apply_defaults()
-        values = tuple(bound.arguments.values())
+        values = tuple(
+            float(value) if str(argument.type) == "float" and type(value) is int else value
+            for argument, value in zip(self.parsed.arguments, bound.arguments.values(), strict=True)
+        )
         self.validate(values)
         return values
 
@@ -153,6 +156,11 @@ class Op:
                 raise InvalidInputError(
                     f"`{name}` has dtype {value.dtype}; `{self.name}` takes {allowed}. Convert "
                     f"it with `{name}.to(...)`."
+                )
+            if value.is_neg() or value.is_conj():
+                raise InvalidInputError(
+                    f"`{name}` is a lazily negated or conjugated view; `{self.name}` reads memory "
+                    f"as it is. Call `{name}.resolve_conj().resolve_neg()`."
                 )
             if value.layout is not torch.strided:
                 raise InvalidInputError(

@@ -16,6 +16,9 @@ Status = Literal[
 Origin = Literal["tuned", "neighbour", "prior", "vendor"]
 
 
+INTERRUPTED = "interrupted"  # the provenance of a plan whose search did not end
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An implementation (by name) with one config."""
@@ -108,7 +111,7 @@ class Plan:
             until a `compiled` choice is built.
         evidence: the outcome behind the choice, for a measured origin.
         reason: one sentence: why this one.
-        revalidate: the versions have changed since the measurement.
+        revalidate: the versions have changed since the measurement, or its search was interrupted.
     """
 
     op: str

@@ -139,10 +139,14 @@ class Problem:
     def tensors(self) -> dict[str, TensorSpec]:
         return {name: value for name, value in self.args if isinstance(value, TensorSpec)}
 
+    def empty(self, device: torch.device | str) -> tuple[Any, ...]:
+        """Arguments of this problem with uninitialised tensors."""
+        return tuple(v.empty(device) if isinstance(v, TensorSpec) else v for _, v in self.args)
+
     def meta(self) -> tuple[Any, ...]:
         """The arguments as meta tensors and scalars (a spec that is not aligned keeps a storage
         offset of one)."""
-        return tuple(v.empty("meta") if isinstance(v, TensorSpec) else v for _, v in self.args)
+        return self.empty("meta")
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from gristmill.core.op import Op
 from gristmill.errors import RegistrationError, UnknownOpError, did_you_mean
 
 ENTRY_POINTS = "gristmill.kernels"
+
+
+class PluginWarning(UserWarning):
+    """A third party's kernels were left out."""
+
 
 _ops: dict[str, Op] = {}
 _implementations: dict[str, dict[str, Implementation]] = {}
@@ -137,9 +143,20 @@ _entry_points_loaded = False
 
 
 def _load_entry_points() -> None:
+    """Import what third parties offer; what fails is left out, and said once."""
     global _entry_points_loaded
     if _entry_points_loaded:
         return
     _entry_points_loaded = True
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:  # noqa: BLE001 - another package's import may raise anything
+            package = point.dist.name if point.dist else point.value
+            warnings.warn(
+                f"the gristmill plug-in {point.name!r} of {package} does not load "
+                f"({type(error).__name__}: {error}); its kernels are left out. Mend or uninstall "
+                "it.",
+                PluginWarning,
+                stacklevel=2,
+            )

@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from gristmill.core.config import Config, Value
@@ -139,9 +140,12 @@ class Space:
         """Every valid config, lazily, each once."""
         return (p for p in self.points(problem, target) if isinstance(p, Config))
 
-    def rejections(self, problem: Problem, target: Target) -> Counter[str]:
-        """How many points each reason rejects."""
-        return Counter(p.reason for p in self.points(problem, target) if isinstance(p, Rejection))
+    def rejections(
+        self, problem: Problem, target: Target, points: int | None = None
+    ) -> Counter[str]:
+        """How many of the first `points` points (`None`: of all) each reason rejects."""
+        judged = islice(self.points(problem, target), points)
+        return Counter(p.reason for p in judged if isinstance(p, Rejection))
 
     def config(self, values: Mapping[str, Value], problem: Problem, target: Target) -> Config:
         """The config with these knob values, derived values included.

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -26,6 +27,13 @@ from typing_extensions import Self
 
 from gristmill.settings import child_environment
 
+ROOT = str(Path(__file__).resolve().parents[2])
+# Not `-m`: it looks in the current folder first, where a user may have a `random.py`.
+BOOTSTRAP = """import sys
+sys.path[:] = [path for path in sys.path if path]
+import runpy
+runpy.run_module(sys.argv[1], run_name="__main__")
+"""
 REASON_CHARS = 400
 START_TIMEOUT_S = 120.0  # importing torch and Triton, and starting CUDA, on a cold and busy machine
 
@@ -50,6 +58,7 @@ class Lines:
         self._buffer = b""
 
     def send(self, message: Mapping[str, Any]) -> None:
+        self.connection.settimeout(None)  # a reader's time-out stays on the socket
         self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     @property
@@ -77,19 +86,23 @@ class Lines:
 
 
 class Child:
-    """The parent's end: starts `python -m module`, sends requests, kills what does not answer."""
+    """The parent's end: runs a module of ours in a new interpreter, sends requests, kills what does
+    not answer."""
 
     def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         self.module = module
         self.environment = dict(environment or {})
         self.started = 0
+        self._owner = os.getpid()
+        self._asked = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: Lines | None = None
         self._log: IO[bytes] | None = None
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        mine = self._owner == os.getpid()  # a fork of this process has no child
+        return mine and self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start the child if it is not running; returns once it says it is ready."""
@@ -98,22 +111,31 @@ class Child:
         self.stop()
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
-        environment = child_environment(PYTHONPATH=os.pathsep.join(our_paths()), **self.environment)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", self.module, str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=environment,
-            start_new_session=True,
-        )
-        theirs.close()
+        # Only ours goes before the standard library: a user's `random.py` must not get there.
+        first = [ROOT, *filter(None, [child_environment().get("PYTHONPATH")])]
+        environment = child_environment(PYTHONPATH=os.pathsep.join(first), **self.environment)
+        paths = json.dumps(our_paths())
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOOTSTRAP, self.module, str(theirs.fileno()), paths],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise ChildDied(f"{sys.executable} cannot be run: {error}") from error
+        finally:
+            theirs.close()
         self._lines = Lines(ours)
-        self.started += 1
+        self._owner = os.getpid()
         ready = self.receive(START_TIMEOUT_S)
         if not ready.get("ready"):
             raise ChildDied(f"{self.module} said {ready} in place of ready")
+        self.started += 1
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send one request (starting the child if needed)."""
@@ -144,9 +166,12 @@ class Child:
         return message
 
     def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """`send`, then `receive`."""
-        self.send(message)
-        return self.receive(timeout_s)
+        """`send`, then `receive` the answer with the question's `id`; others come too late."""
+        self._asked += 1
+        self.send({**message, "id": self._asked})
+        while (answer := self.receive(timeout_s)).get("id") != self._asked:
+            pass
+        return answer
 
     def fileno(self) -> int:
         """The socket, for `select`."""
@@ -159,7 +184,7 @@ class Child:
         if self._lines is not None:
             self._lines.connection.close()
             self._lines = None
-        if process is not None:
+        if process is not None and self._owner == os.getpid():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -179,6 +204,8 @@ class Child:
             how = "closed its connection"
         elif code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                how += " (often for want of memory)"
         else:
             how = f"exited with status {code}"
         return ChildDied(f"the worker {how}{words}", left=code == 0)
@@ -200,13 +227,13 @@ class Child:
 
 
 def our_paths() -> list[str]:
-    """Where a child must look beside its interpreter's own folders: what the parent imports from (a
-    source tree, the folder of the user's script with its plug-ins)."""
-    own = tuple(os.path.realpath(p) for p in (sys.prefix, sys.base_prefix))
-    found = [str(Path(__file__).resolve().parents[2])]
+    """Where a child looks last, beside its interpreter's own folders: what the parent imports from
+    (the folder of the user's script, with its plug-ins)."""
+    own = {os.path.realpath(path) for path in sysconfig.get_paths().values()}
+    found: list[str] = []
     for entry in sys.path:
         path = os.path.realpath(entry or os.curdir)
-        if Path(path).is_dir() and not path.startswith(own) and path not in found:
+        if Path(path).is_dir() and path not in own and path not in found:
             found.append(path)
     return found
 
@@ -214,6 +241,7 @@ def our_paths() -> list[str]:
 def connect() -> Lines:
     """The child's connection; the child dies with its parent from here on."""
     parent = os.getppid()
+    sys.path.extend(path for path in json.loads(sys.argv[3]) if path not in sys.path)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -221,4 +249,4 @@ def connect() -> Lines:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-    return Lines(socket.socket(fileno=int(sys.argv[1])))
+    return Lines(socket.socket(fileno=int(sys.argv[2])))

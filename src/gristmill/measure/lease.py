@@ -9,31 +9,42 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
+
+def device_identity(device: torch.device) -> str:
+    """The device's name among all processes of the machine, whatever `CUDA_VISIBLE_DEVICES` is."""
+    if device.type != "cuda":
+        return device.type
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
+
 
 @contextlib.contextmanager
-def device_lease(folder: Path, device: str, timeout_s: float) -> Iterator[bool]:
-    """Hold the device named `device` among processes that share `folder`; yields whether it was got
-    in time.
+def device_lease(device: torch.device, folder: Path, timeout_s: float) -> Iterator[bool]:
+    """Hold a device among the processes that share `folder`; yields whether it was got in time.
 
-    A lock of the kernel's: it goes with its holder, however that ends. Where the folder cannot be
-    written there is nothing to share, and the lease is granted.
+    A lock of the kernel's on a file there: it goes with its holder, however that ends. Where the
+    folder cannot be written nobody can be seen, and the lease is granted.
     """
-    name = re.sub(r"\W+", "-", device)
+    name = re.sub(r"[^a-zA-Z0-9-]+", "-", device_identity(device))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (folder / f"{name}.lock").open("a")
     except OSError:
         yield True
         return
     with file:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    yield False
-                    return
-                time.sleep(0.1)
-        yield True
+        yield _locked(file.fileno(), timeout_s)
+
+
+def _locked(descriptor: int, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+        else:
+            return True

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from gristmill.compile.bound import BoundCall, bind
-from gristmill.core.implementation import Implementation
+from gristmill.core.implementation import PLAIN_TYPES, Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
-from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
-from gristmill.ops._key import PLAIN_TYPES, is_plain, key_function, pack_function
+from gristmill.ops._key import is_plain, key_function, pack_function
 from gristmill.selection.select import prior_plan, select
 
 NO_KEY = (AttributeError, TypeError, RuntimeError)  # no tensor, unhashable, or without memory
@@ -37,7 +36,7 @@ class Dispatcher:
         self.key = key_function(op)
         self.pack = pack_function(op)
         self.bound: dict[tuple[Any, ...] | None, BoundCall] = {}
-        self._built: dict[tuple[Candidate, Problem], BoundCall] = {}
+        self._built: dict[Any, BoundCall] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any) -> Any:
@@ -68,28 +67,41 @@ class Dispatcher:
     def call_of(self, plan: Plan, values: tuple[Any, ...]) -> BoundCall:
         """A plan's bound call; the plan's fallback in place of a `compiled` choice that `build` has
         not built: a direct call waits for no compiler."""
-        built = self._built.get((plan.candidate, self.op.problem(values)))
-        if built is not None:
-            return built
-        candidate = plan.candidate
-        if self._implementation(candidate).kind == "compiled":
-            target = device_target(self.op.device(values))
-            problem = self.op.problem(values)
-            spare = plan.fallback
-            candidate = spare or prior_plan(self.op, problem, target, self.objective).candidate
-        return bind(self._implementation(candidate), candidate.config, values)
+        if self._implementation(plan.candidate).kind != "compiled":
+            return self._bind(plan.candidate, values)
+        built = self._built.get(self._build_key(plan, values))
+        fallback = self._bind(self._fallback(plan, values), values)
+        if built is None:
+            return fallback
+
+        def call(*values: Any) -> Any:
+            # Dynamo would compile again for inference tensors: they have other dispatch keys.
+            inference = any(isinstance(v, torch.Tensor) and v.is_inference() for v in values)
+            return fallback(*values) if inference else built(*values)
+
+        return call
 
     def build(self, plan: Plan, values: tuple[Any, ...]) -> None:
         """Compile a plan whose choice is `compiled` (seconds), so that calls can use it."""
-        key = (plan.candidate, self.op.problem(values))
-        impl = self._implementation(plan.candidate)
-        if impl.kind == "compiled" and key not in self._built:
-            call = bind(impl, plan.candidate.config, values)
-            plain = [v.detach() if isinstance(v, torch.Tensor) else v for v in values]
-            for enabled in (False, True):  # Dynamo compiles again for the other mode
-                with torch.set_grad_enabled(enabled):
-                    call(*plain)
+        key = self._build_key(plan, values)
+        if self._implementation(plan.candidate).kind == "compiled" and key not in self._built:
+            problem, device = self.op.problem(values), self.op.device(values)
+            call = self._bind(plan.candidate, values)
+            with torch.inference_mode(False):  # the first call compiles, for tensors of no mode
+                call(*problem.empty(device))
             self._built[key] = call
+
+    def _build_key(self, plan: Plan, values: tuple[Any, ...]) -> Any:
+        return (plan.candidate, self.op.problem(values), self.op.device(values))
+
+    def _fallback(self, plan: Plan, values: tuple[Any, ...]) -> Candidate:
+        if plan.fallback is not None:
+            return plan.fallback
+        problem, target = self.op.problem(values), device_target(self.op.device(values))
+        return prior_plan(self.op, problem, target, self.objective).candidate
+
+    def _bind(self, candidate: Candidate, values: tuple[Any, ...]) -> BoundCall:
+        return bind(self._implementation(candidate), candidate.config, values)
 
     def remember(self, key: tuple[Any, ...] | None, call: BoundCall) -> None:
         """Use `call` for this call key from now on."""

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 from gristmill.core.op import Op
+
+FACTS = ("__class__", "shape", "stride()", "dtype", "device", "data_ptr() & 15", "is_neg()")
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._is_torch_function_mode_enabled
@@ -16,23 +20,31 @@ _autocast = torch._C._is_any_autocast_enabled
 _functorch = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _tracing = torch._C._get_tracing_state
 
-PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+def _only_devices() -> bool:
+    """Whether every function mode is a `torch.device` context or default, which changes factory
+    functions alone."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return all(isinstance(mode, DeviceContext) for mode in modes)
 
 
 def is_plain() -> bool:
-    """Whether nothing is watching or rewriting calls: no mode, autocast, function transform or
-    tracing."""
+    """Whether nothing is watching or rewriting calls: no mode, autocast, function transform,
+    forward-mode differentiation or tracing."""
     return (
-        not (_dispatch_modes() or _function_modes() or _autocast())
+        not (_dispatch_modes() or _autocast())
+        and (not _function_modes() or _only_devices())
         and _functorch() is None
         and _tracing() is None
+        and forward_ad._current_level < 0
     )
 
 
 def key_function(op: Op) -> Callable[..., tuple[Any, ...] | None]:
     """A function of the op's arguments, all of them in order, that returns their call key.
 
-    Of each tensor: class, shape, strides, dtype, device, and the address modulo 16; of the call:
+    Of each tensor: class, shape, strides, dtype, device, the address modulo 16, and whether it is a
+    lazily negated view (which no implementation takes: `Op.validate` refuses it); of the call:
     whether a gradient is needed; every scalar as it is. `None` where the call is not plain (see
     `is_plain`). Generated from the schema, once an op, because a loop over the arguments costs 2
     us. Raises `AttributeError` for an argument that is no tensor where the schema has one.
@@ -41,10 +53,7 @@ def key_function(op: Op) -> Callable[..., tuple[Any, ...] | None]:
     gradients: list[str] = []
     for argument in op.parsed.arguments:
         name, kind = argument.name, str(argument.type)
-        key = ", ".join(
-            f"{name}.{fact}"
-            for fact in ("__class__", "shape", "stride()", "dtype", "device", "data_ptr() & 15")
-        )
+        key = ", ".join(f"{name}.{fact}" for fact in FACTS)
         if kind == "Tensor":
             parts.append(key)
             gradients.append(f"{name}.requires_grad")
@@ -56,9 +65,9 @@ def key_function(op: Op) -> Callable[..., tuple[Any, ...] | None]:
     parts.append(f"grad_enabled() and ({' or '.join(gradients)})")
     source = f"""
 def call_key({", ".join(op.names)}):
-    if dispatch_modes() or function_modes() or autocast():
+    if dispatch_modes() or autocast() or functorch() is not None or tracing() is not None:
         return None
-    if functorch() is not None or tracing() is not None:
+    if forward_ad._current_level >= 0 or (function_modes() and not only_devices()):
         return None
     return ({", ".join(parts)},)
 """
@@ -66,6 +75,8 @@ def call_key({", ".join(op.names)}):
         "grad_enabled": torch.is_grad_enabled,
         "dispatch_modes": _dispatch_modes,
         "function_modes": _function_modes,
+        "only_devices": _only_devices,
+        "forward_ad": forward_ad,
         "autocast": _autocast,
         "functorch": _functorch,
         "tracing": _tracing,

@@ -13,7 +13,7 @@ from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
 from gristmill.core.op import Op
 from gristmill.core.plan import OBJECTIVES, Objective, Plan
-from gristmill.core.problem import Problem, TensorSpec
+from gristmill.core.problem import Problem
 from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
@@ -71,10 +71,8 @@ class BoundOp:
 
     def preload(self) -> BoundOp:
         """Load the kernel now, not at the first call (before a CUDA-graph capture, say)."""
-        values = (
-            v.empty(self._device) if isinstance(v, TensorSpec) else v for _, v in self.problem.args
-        )
-        self._call = self._dispatch.call_of(self.plan, tuple(values))
+        values = self.problem.empty(self._device)
+        self._call = self._dispatch.call_of(self.plan, values)
         return self
 
     def _first_call(self, *values: Any) -> Any:
@@ -82,8 +80,21 @@ class BoundOp:
         self._dispatch.remember(self._call_key, self._call)
         return self._call(*values)
 
+    def __deepcopy__(self, memo: Any) -> BoundOp:
+        return self  # there is nothing in it that a copy could change
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a question: where it is restored, the store there answers."""
+        problem, objective = self.problem.to_json(), self._dispatch.objective
+        return (_restore, (problem, str(self._device), objective))
+
     def __repr__(self) -> str:
         return f"<gristmill {self.problem}: {self.plan.candidate} ({self.plan.origin})>"
+
+
+def _restore(problem: Mapping[str, Any], device: str, objective: Objective) -> BoundOp:
+    asked = Problem.from_json(problem)
+    return get_op(asked.op, asked.empty(torch.device(device)), objective=objective, tune="never")
 
 
 def get_op(
@@ -99,8 +110,10 @@ def get_op(
 ) -> BoundOp:
     """The operator chosen for these arguments: from the plan store, or by tuning if it is new.
 
-    A Triton choice loads its kernel at the first call (0.3 s of Triton's own start-up for the first
-    kernel of a process), or at `preload()`; a compiled one is compiled here.
+    Where another process is tuning this very problem, it is not waited for: the operator is what
+    selection has meanwhile, and `plan.reason` says so. A Triton choice loads its kernel at the
+    first call (0.3 s of Triton's own start-up for the first kernel of a process), or at
+    `preload()`; a compiled one is compiled here.
 
     Args:
         op: the op's name (`gristmill list` shows them).
@@ -125,13 +138,22 @@ def get_op(
     policy = settings.current().tune if tune is None else tune
     if policy not in ("now", "never"):
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
+    if (budget_s, trials, strategy) != (None, None, "auto"):  # wrong ones are wrong with a plan too
+        _limits(budget_s, trials, strategy)
     if policy == "now" and _wants_tuning(plan) and not _refuses_tuning():
         store().forget()  # another process may have tuned it meanwhile
         plan = select(spec, problem, target, objective)
         if _wants_tuning(plan):
             # After an upgrade only the best few are measured again: the search is not repeated.
             explore = plan.origin != "tuned"
-            _tune(spec, values, problem, _budget(budget_s, trials), strategy, explore=explore)
+            _tune(
+                spec,
+                values,
+                problem,
+                _limits(budget_s, trials, strategy),
+                strategy,
+                explore=explore,
+            )
             plan = select(spec, problem, target, objective)
     dispatch = dispatcher(op, objective)
     dispatch.build(plan, values)
@@ -163,7 +185,10 @@ def tune(
         raise TuningError(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
         )
-    return _tune(spec, values, problem, _budget(budget_s, trials), strategy, seed)
+    result = _tune(spec, values, problem, _limits(budget_s, trials, strategy), strategy, seed)
+    if result.skipped:
+        raise TuningError(f"{problem} is not tuned: {result.skipped}. Wait for it, then ask again.")
+    return result
 
 
 def ask(
@@ -174,16 +199,25 @@ def ask(
         raise InvalidInputError(
             f"`objective` is {objective!r}; it can be {' or '.join(OBJECTIVES)}. Choose one."
         )
-    spec = load(name)
-    if isinstance(args, torch.Tensor):
+    if not isinstance(name, str):
         raise InvalidInputError(
-            "`args` is a tensor; it needs the op's arguments as a tuple. Write `(x,)` for one."
+            f"`op` is {type(name).__name__}; it needs an op's name, a string. `gristmill list` "
+            "shows them."
+        )
+    spec = load(name)
+    if not isinstance(args, (tuple, list)):
+        raise InvalidInputError(
+            f"`args` is {type(args).__name__}; it needs the op's arguments as a tuple. Write "
+            "`(x,)` for one."
         )
     values = spec.bind(args, kwargs)
     return spec, values, spec.problem(values), device_target(spec.device(values))
 
 
-def _budget(seconds: float | None, trials: int | None) -> tuning.Budget:
+def _limits(seconds: float | None, trials: int | None, strategy: str) -> tuning.Budget:
+    """The budget, with the strategy's name checked beside it."""
+    if strategy != "auto":
+        tuning.check_strategy(strategy)
     return tuning.Budget(settings.current().budget_s if seconds is None else seconds, trials)
 
 
@@ -214,13 +248,15 @@ def _tune(
     seed: int = 0,
     explore: bool = True,
 ) -> tuning.TuningResult:
-    device, observer = spec.device(values), tuning.observer()
-    run = tuning.TuningRun(
-        spec, problem, device, store(), budget, strategy, seed, observer, explore
-    )
-    with store().lease(f"{spec.name}|{run.bucket.key}|{run.target.key}") as mine:
-        # Another process is tuning this very problem: use what there is, as a direct call does.
-        result = run.run() if mine else tuning.TuningResult()
+    bucket, target = spec.bucket(problem), device_target(spec.device(values))
+    with store().lease(f"{spec.name}|{bucket.key}|{target.key}") as mine:
+        if not mine:  # another process is tuning this very problem: use what there is
+            return tuning.TuningResult(skipped="another process is tuning this very problem")
+        device, observer = spec.device(values), tuning.observer()
+        run = tuning.TuningRun(
+            spec, problem, device, store(), budget, strategy, seed, observer, explore
+        )
+        result = run.run()
     forget(spec.name)
     if result.interrupted:
         raise KeyboardInterrupt

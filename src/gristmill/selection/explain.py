@@ -3,15 +3,13 @@ not."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 from gristmill.cache.store import store
 from gristmill.core.op import Op
-from gristmill.core.plan import Measurement, Objective, Plan
+from gristmill.core.plan import INTERRUPTED, Measurement, Objective, Plan
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementations
 from gristmill.core.target import Target
@@ -80,10 +78,12 @@ class Explanation:
             f"{self.problem} on {self.target}, objective {self.objective}",
             f"plan: {plan.candidate} ({plan.origin}: {plan.reason})",
         ]
-        if plan.revalidate:
+        if plan.provenance == INTERRUPTED:
+            lines.append("its search was interrupted: the next get_op goes on with it")
+        elif plan.revalidate:
             lines.append(
-                "measured under other versions of torch, Triton or the driver: tune again to be "
-                "sure"
+                "measured under other versions of torch, Triton or the driver: "
+                "tune again to be sure"
             )
         lines += ["", *_table(self.rows[:ROWS])]
         if len(self.rows) > ROWS:
@@ -164,15 +164,10 @@ def explain_problem(op: Op, problem: Problem, target: Target, objective: Objecti
             config = plan.candidate.config.knobs if chosen else {}
             note = "" if chosen else "tune this problem to have it measured"
             rows.append(Row(impl.name, config, "not measured", chosen, note=note))
-        if reason is None and (counts := _rejections(impl.space, problem, target)):
+        if reason is None and (counts := impl.space.rejections(problem, target, ENUMERATED_POINTS)):
             rejections[impl.name] = dict(counts)
     rows.sort(key=lambda row: not row.chosen)
     return Explanation(str(problem), target.name, objective, plan, tuple(rows), rejections)
-
-
-def _rejections(space: Any, problem: Problem, target: Target) -> Counter[str]:
-    points = islice(space.points(problem, target), ENUMERATED_POINTS)
-    return Counter(p.reason for p in points if hasattr(p, "reason"))
 
 
 def _row(measurement: Measurement, plan: Plan, objective: Objective) -> Row:

@@ -16,6 +16,10 @@ from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, UnknownOpError, UnsupportedProblemError
 
+NEIGHBOUR_OCTAVES = (
+    2.0  # farther off, the prior is the better guess: a decode plan has no say at 8,192
+)
+
 
 def select(op: Op, problem: Problem, target: Target, objective: Objective) -> Plan:
     """The plan for a problem: measured for its bucket, else for the nearest bucket, else the prior,
@@ -101,7 +105,8 @@ def _nearest(op: Op, problem: Problem, target: Target, objective: Objective) -> 
     if all(axis.exact for axis in axes):
         return None
     siblings = store().family(op.name, bucket.family(axes), target.key, objective)
-    for sizes, plan in sorted(siblings, key=lambda entry: _distance(here, entry[0])):
+    near = [entry for entry in siblings if _distance(here, entry[0]) <= NEIGHBOUR_OCTAVES]
+    for sizes, plan in sorted(near, key=lambda entry: _distance(here, entry[0])):
         usable = _usable(op, plan, problem, target)
         if usable is not None:
             where = ", ".join(

@@ -75,6 +75,21 @@ def _far(spec: TensorSpec) -> TensorSpec:
     return replace(spec, strides=(step + -step % 64, *contiguous_strides(spec.shape)[1:]))
 
 
+def _far_apart(spec: TensorSpec, dim: int) -> TensorSpec:
+    """The second half of a dimension starts past 2**31 elements, so that the step from one block of
+    it to the next is past 32 bits; the other dimension is dense."""
+    if len(spec.shape) != 2 or spec.shape[dim] < 2:
+        return spec
+    strides = [1, 1]
+    strides[dim] = max(-(-FAR_ELEMENTS // (spec.shape[dim] // 2)), spec.shape[1 - dim])
+    return replace(spec, strides=tuple(strides))
+
+
+FAR_LAYOUTS: dict[str, Callable[[TensorSpec], TensorSpec]] = {
+    "far": _far,
+    "far-rows": lambda spec: _far_apart(spec, 0),
+    "far-columns": lambda spec: _far_apart(spec, 1),
+}
 LAYOUTS: dict[str, Callable[[TensorSpec], TensorSpec]] = {
     "contiguous": _contiguous,
     "sliced": lambda spec: _padded(spec, 16),
@@ -102,7 +117,7 @@ def layouts(op: Op, problem: Problem, far: bool = False) -> Iterator[tuple[str, 
     `far`: only the layouts that reach past 2**31 elements (gigabytes).
     """
     seen = {problem}
-    makers = {"far": _far} if far else LAYOUTS
+    makers = FAR_LAYOUTS if far else LAYOUTS
     for position, (name, arg) in enumerate(problem.args):
         if not isinstance(arg, TensorSpec):
             continue

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gristmill.tuning.progress import observer
     from gristmill.tuning.runner import Budget, TuningResult, TuningRun
+    from gristmill.tuning.strategies import check_strategy
 
 _HOMES = {
     "Budget": "runner",
     "TuningResult": "runner",
     "TuningRun": "runner",
+    "check_strategy": "strategies",
     "observer": "progress",
 }
 
-__all__ = ["Budget", "TuningResult", "TuningRun", "observer"]
+__all__ = ["Budget", "TuningResult", "TuningRun", "check_strategy", "observer"]
 
 
 def __getattr__(name: str) -> Any:

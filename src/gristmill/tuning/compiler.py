@@ -73,11 +73,12 @@ class CompilePool:
             "timeout_s": self._timeout_s,
         }
         self._pending: dict[int, Candidate] = {}
+        self._lost: list[tuple[Candidate, Outcome]] = []
         self._next = 0
 
     @property
     def pending(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + len(self._lost)
 
     def submit(self, candidate: Candidate) -> None:
         """Start compiling a candidate."""
@@ -92,14 +93,17 @@ class CompilePool:
 
     def collect(self) -> tuple[Candidate, Outcome]:
         """The next candidate that is done, in any order (there must be one pending)."""
-        try:
-            if not self._child.alive:
-                raise ChildDied("the compile server has ended")
-            answer = self._child.receive(self._timeout_s + 30.0)
-        except (ChildDied, ChildTimedOut) as error:
-            identifier = min(self._pending)
-            return self._pending.pop(identifier), Outcome("crash", str(error))
-        return self._pending.pop(answer["id"]), Outcome.from_json(answer["outcome"])
+        if not self._lost:
+            try:
+                if not self._child.alive:
+                    raise ChildDied("the compile server has ended")
+                answer = self._child.receive(self._timeout_s + 30.0)
+                return self._pending.pop(answer["id"]), Outcome.from_json(answer["outcome"])
+            except (ChildDied, ChildTimedOut) as error:
+                self._child.stop()  # a new one knows nothing of what was asked of this one
+                self._lost = [(c, Outcome("crash", str(error))) for c in self._pending.values()]
+                self._pending.clear()
+        return self._lost.pop()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,16 @@ def stop_workers() -> None:
         child.stop()
 
 
+def _after_fork() -> None:
+    """A fork has no workers: they are its parent's."""
+    global _lock
+    _lock = threading.Lock()
+    stop_workers()
+
+
 atexit.register(stop_workers)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Measurer:
@@ -71,10 +81,10 @@ class Measurer:
 
     def __init__(self, problem: Problem, device: torch.device, seed: int = 0) -> None:
         self.problem, self.device, self.seed = problem, device, seed
-        self._child = _take(_key(device))
+        self._child = Child(WORKER)
         self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
         self._base["threads"] = torch.get_num_threads()
-        self._fresh = 0
+        self._served = 0
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate, whatever it does to the worker.
@@ -116,6 +126,15 @@ class Measurer:
                 break
         return [failed[c] for c in candidates], [{} for _ in candidates]
 
+    def verify(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """Outcomes of candidates checked on every value variant, not timed."""
+        request = {"do": "verify", "candidates": [candidate_to_json(c) for c in candidates]}
+        answer = self._ask(request, self._timeout_s(candidates) + RACE_TIMEOUT_S)
+        if isinstance(answer, dict) and "outcomes" in answer:
+            return [Outcome.from_json(o) for o in answer["outcomes"]]
+        lost = answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
+        return [lost for _ in candidates]
+
     def _timeout_s(self, candidates: Sequence[Candidate]) -> float:
         timeout = settings.current().candidate_timeout_s
         kinds = [implementation(self.problem.op, c.implementation).kind for c in candidates]
@@ -128,10 +147,6 @@ class Measurer:
         except ChildTimedOut as error:
             return Outcome("timeout", str(error))
         except ChildDied as error:
-            if not self._child.started:
-                raise TuningError(
-                    f"the measuring worker does not start: {error}. Run `gristmill doctor`."
-                ) from error
             return Outcome("crash", str(error))
         if "error" in answer:
             raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")
@@ -140,19 +155,35 @@ class Measurer:
         return answer
 
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        fresh = self._start()
         try:
-            self._child.start()
-            if self._child.started != self._fresh:
-                self._fresh = self._child.started
-                timeout_s += FIRST_TIMEOUT_S
-            return self._child.ask({**self._base, **request}, timeout_s)
+            return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S * fresh)
         except ChildDied as error:
             if not error.left:
                 raise
         # It had waited long enough for another run and left as this one began: once more.
+        self._start()
         return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S)
 
+    def _start(self) -> bool:
+        """Start the worker where there is none, or a worker that has not served this run; whether
+        so.
+
+        Raises:
+            TuningError: it does not start.
+        """
+        try:
+            self._child.start()
+        except (ChildDied, ChildTimedOut) as error:
+            raise TuningError(
+                f"the measuring worker does not start: {error}. Run `gristmill doctor`."
+            ) from error
+        fresh = self._child.started != self._served
+        self._served = self._child.started
+        return fresh
+
     def __enter__(self) -> Self:
+        self._child = _take(_key(self.device))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

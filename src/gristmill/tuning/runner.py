@@ -15,7 +15,15 @@ from gristmill import settings
 from gristmill.cache.store import PlanStore
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
-from gristmill.core.plan import OBJECTIVES, Candidate, Measurement, Objective, Outcome, Plan
+from gristmill.core.plan import (
+    INTERRUPTED,
+    OBJECTIVES,
+    Candidate,
+    Measurement,
+    Objective,
+    Outcome,
+    Plan,
+)
 from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation, implementations
@@ -30,6 +38,7 @@ from gristmill.tuning.strategies import Strategy, make_strategy
 
 FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
 STORED = 4  # best candidates of an earlier run that a run starts with
+RACES = 3  # at most, where all the Triton finalists of one fall in it
 RACE_SHARE = 0.2  # of the budget in seconds, kept for the last race
 SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budget
 
@@ -47,6 +56,14 @@ class Budget:
     trials: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.seconds, bool) or not isinstance(self.seconds, (int, float)):
+            raise InvalidInputError(
+                f"`budget` is {self.seconds!r}; it needs a number of seconds. Pass a float."
+            )
+        if self.trials is not None and type(self.trials) is not int:
+            raise InvalidInputError(
+                f"`trials` is {self.trials!r}; it needs an int or None. Pass one."
+            )
         if not self.seconds > 0:
             raise InvalidInputError(
                 f"`budget` is {self.seconds} seconds; it needs a positive number. Raise it."
@@ -62,9 +79,10 @@ class TuningResult:
     """What a run gave: every candidate's outcome, the plans by objective, and whether it was
     interrupted."""
 
-    outcomes: dict[Candidate, Outcome] = field(default_factory=dict)
+    outcomes: dict[Candidate, Outcome] = field(default_factory=dict, repr=False)
     plans: dict[Objective, Plan] = field(default_factory=dict)
     interrupted: bool = False
+    skipped: str = ""  # why nothing was run
     seconds: float = 0.0
 
 
@@ -101,7 +119,7 @@ class TuningRun:
         self._searched = [i for i in able if i.kind == "triton"]
         self._strategies = {i.name: self._strategy(strategy, i, seed) for i in self._searched}
         self._measurer = Measurer(problem, device, seed)
-        self._samples: dict[Candidate, Samples] = {}
+        self._verified: dict[Candidate, Samples] = {}  # right on every variant
 
     def run(self) -> TuningResult:
         """Tune. Ctrl-C ends the search early: what was measured is kept, and `interrupted` says so.
@@ -129,19 +147,29 @@ class TuningRun:
         return self.result
 
     def _search_and_race(self) -> None:
-        locks = settings.current().cache_dir / "locks"
         try:
-            with (
-                device_lease(locks, f"{self.target.vendor}-{self.device}", self.budget.seconds),
-                self._measurer,
-                CompilePool(self.problem, self.target) as pool,
-            ):
-                self._start = time.monotonic()
-                self._search(pool)
-                self._race()
-        except KeyboardInterrupt:
+            folder, wait_s = settings.current().lock_dir, self.budget.seconds
+            with device_lease(self.device, folder, wait_s) as mine:
+                if not mine:
+                    raise TuningError(
+                        f"another process has measured on {self.device} for the whole budget of "
+                        f"{self.budget.seconds:.0f} s. Try again when it has ended."
+                    )
+                with self._measurer, CompilePool(self.problem, self.target) as pool:
+                    self._start = time.monotonic()
+                    self._measure_all(pool)
+        except KeyboardInterrupt:  # the second one, or outside a measurement
             self.result.interrupted = True
         self.result.seconds = time.monotonic() - self._start
+
+    def _measure_all(self, pool: CompilePool) -> None:
+        try:
+            self._search(pool)
+            self._race()
+        except KeyboardInterrupt:
+            # What leads is still to be checked on every variant before it may be a plan: seconds.
+            self.result.interrupted = True
+            self._verify_leaders()
 
     @property
     def _elapsed_s(self) -> float:
@@ -216,12 +244,9 @@ class TuningRun:
         for impl in self._searched:
             try:
                 first.append(Candidate(impl.name, impl.config(None, self.problem, self.target)))
-            except (
-                ValueError
-            ) as error:  # a prior outside its own space: a row, and the search goes on
-                self.result.outcomes[Candidate(impl.name)] = Outcome(
-                    "unsupported", f"its prior is not valid: {error}"
-                )
+            except ValueError as error:  # outside its own space: a row, and the search goes on
+                reason = f"its prior is not valid: {error}"
+                self._tell(Candidate(impl.name), Outcome("unsupported", reason))
         known = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
         best = sorted((m for m in known if m.outcome.ok), key=lambda m: m.outcome.time_us("graph"))
         hashes = {impl.name: impl.source_hash for impl in self._searched}
@@ -246,48 +271,63 @@ class TuningRun:
             self._save_measurements()
         self.observer.told(candidate, outcome, self._elapsed_s)
 
-    def _race(self) -> None:
-        """The last race; who falls in it (an adversarial input, a trap) makes room for nobody:
-        there are others."""
+    def _finalists(self) -> list[Candidate]:
+        """Every vendor and compiled candidate that is right so far, and the best Triton ones."""
         good = [(c, o) for c, o in self.result.outcomes.items() if o.ok]
         fixed = {i.name for i in self._fixed}
-        searched = sorted(
-            (e for e in good if e[0].implementation not in fixed),
-            key=lambda e: e[1].time_us("graph"),
-        )
-        finalists = [c for c, _ in good if c.implementation in fixed] + [
-            c for c, _ in searched[:FINALISTS]
-        ]
-        if not finalists:
-            return
-        self.observer.racing(len(finalists))
-        outcomes, samples = self._measurer.race(finalists)
-        for candidate, outcome, sample in zip(finalists, outcomes, samples, strict=True):
-            self.result.outcomes[candidate] = outcome
-            self._samples[candidate] = sample
-            self._unsaved.append(candidate)
+        searched = [e for e in good if e[0].implementation not in fixed]
+        searched.sort(key=lambda e: e[1].time_us("graph"))
+        leaders = [c for c, _ in searched[:FINALISTS]]
+        return [c for c, _ in good if c.implementation in fixed] + leaders
+
+    def _race(self) -> None:
+        """The last race. Where every Triton finalist falls in it (an adversarial input, a trap),
+        the next ones run another."""
+        for _ in range(RACES):
+            finalists = self._finalists()
+            if not finalists:
+                return
+            self.observer.racing(len(finalists))
+            outcomes, samples = self._measurer.race(finalists)
+            for candidate, outcome, sample in zip(finalists, outcomes, samples, strict=True):
+                self.result.outcomes[candidate] = outcome
+                self._unsaved.append(candidate)
+                if outcome.ok:
+                    self._verified[candidate] = sample
+            searched = [c for c in finalists if c.implementation in self._strategies]
+            if not searched or any(c in self._verified for c in searched):
+                return
+
+    def _verify_leaders(self) -> None:
+        """After an interruption: check the leaders on every variant, without another timing."""
+        leaders = [c for c in self._finalists() if c not in self._verified]
+        if leaders:
+            for candidate, outcome in zip(leaders, self._measurer.verify(leaders), strict=True):
+                if outcome.ok:
+                    self._verified[candidate] = {}
+                else:
+                    self.result.outcomes[candidate] = outcome
+                    self._unsaved.append(candidate)
 
     def _decide(self) -> None:
-        raced = [c for c in self._samples if self.result.outcomes[c].ok]
-        pool = raced or [c for c, o in self.result.outcomes.items() if o.ok]
+        """Plans, among the candidates that are right on every value variant and no others."""
         for objective in OBJECTIVES:
-            plan = self._plan(pool, objective)
+            plan = self._plan(list(self._verified), objective)
             if plan is not None:
                 self.result.plans[objective] = plan
-                self.store.save_plan(
-                    plan, self.bucket.family(self.op.axes(self.problem)), dict(self.bucket.axes)
-                )
+                family = self.bucket.family(self.op.axes(self.problem))
+                self.store.save_plan(plan, family, dict(self.bucket.axes))
         if not self.result.plans and not self.result.interrupted:
             rows = "; ".join(
                 f"{c}: {o.status} ({o.reason})" for c, o in islice(self.result.outcomes.items(), 5)
             )
             raise TuningError(
-                f"{self.problem} has no plan: no candidate gave right results. The first ones: "
-                f"{rows}"
+                f"{self.problem} has no plan: no candidate ran and gave right results. The first "
+                f"ones: {rows}. Run `gristmill doctor`, which tries the worker by itself."
             )
 
     def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:
-        entries = [(c, self.result.outcomes[c], self._samples.get(c, {})) for c in pool]
+        entries = [(c, self.result.outcomes[c], self._verified[c]) for c in pool]
         known = self.store.plan(self.op.name, self.bucket.key, self.target.key, objective)
         incumbent = known.candidate if known else None
         best = choose(self.op.name, entries, objective, incumbent)
@@ -311,7 +351,7 @@ class TuningRun:
             fallback=fallback[0] if fallback else None,
             evidence=outcome,
             reason=reason + (" (interrupted: no last race)" if self.result.interrupted else ""),
-            provenance=provenance(),
+            provenance=INTERRUPTED if self.result.interrupted else provenance(),
         )
 
     def _save_measurements(self) -> None:

@@ -45,23 +45,24 @@ class Session:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """One request's answer; `error` where the request itself cannot be served (a reference that
-        raises)."""
+        raises, no memory for the arguments)."""
         try:
             trials = self.trials(request)
             if request["do"] == "measure":
-                outcome = trials.measure(
-                    candidate_from_json(request["candidate"]), request["best_us"]
-                )
-                return {"outcome": outcome.to_json()}
-            outcomes, samples = trials.race([candidate_from_json(c) for c in request["candidates"]])
+                candidate = candidate_from_json(request["candidate"])
+                return {"outcome": trials.measure(candidate, request["best_us"]).to_json()}
+            candidates = [candidate_from_json(c) for c in request["candidates"]]
+            if request["do"] == "verify":
+                return {"outcomes": [o.to_json() for o in trials.verify(candidates)]}
+            outcomes, samples = trials.race(candidates)
             return {"outcomes": [o.to_json() for o in outcomes], "samples": samples}
-        except GristmillError as error:
-            return {"error": str(error)}
-        except torch.OutOfMemoryError as error:
+        except ContextLost:
+            raise
+        except Exception as error:  # what fails before a candidate is reached is nobody's row
             self.release()
-            where = request["device"]
-            need = f"arguments, references and outputs do not fit beside what is on {where}"
-            return {"error": f"{need} ({error})"[:REASON_CHARS]}
+            named = isinstance(error, GristmillError)
+            text = str(error) if named else f"{type(error).__name__}: {error}"
+            return {"error": text[:REASON_CHARS]}
 
 
 def main() -> None:
@@ -73,9 +74,11 @@ def main() -> None:
     while (request := _next(lines, session)) is not None:
         torch.set_num_threads(request["threads"])
         try:
-            lines.send(session.answer(request))
+            answer = session.answer(request)
         except ContextLost as lost:
-            lines.send({"outcome": Outcome("crash", str(lost)).to_json(), "lost": True})
+            answer = {"outcome": Outcome("crash", str(lost)).to_json(), "lost": True}
+        lines.send({**answer, "id": request["id"]})
+        if answer.get("lost"):
             os._exit(1)  # tearing a poisoned CUDA context down in order can hang
 
 

@@ -20,12 +20,17 @@ STRATEGIES: dict[str, Callable[[Space, Problem, Target, int], Strategy]] = {
 
 def make_strategy(name: str, space: Space, problem: Problem, target: Target, seed: int) -> Strategy:
     """The strategy of this name over a space (`exhaustive`, `random`)."""
+    check_strategy(name)
+    return STRATEGIES[name](space, problem, target, seed)
+
+
+def check_strategy(name: str) -> None:
+    """Raise `InvalidInputError` for a strategy that there is not."""
     if name not in STRATEGIES:
         raise InvalidInputError(
             f"`strategy` is {name!r}; it can be {', '.join(STRATEGIES)} or auto. Choose one."
             f"{did_you_mean(name, [*STRATEGIES, 'auto'])}"
         )
-    return STRATEGIES[name](space, problem, target, seed)
 
 
-__all__ = ["STRATEGIES", "Strategy", "make_strategy"]
+__all__ = ["STRATEGIES", "Strategy", "check_strategy", "make_strategy"]
