@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -146,6 +147,10 @@ def test_an_unknown_command_and_an_unknown_option_are_usage_errors(run):
         (("tune", *TINY, "--budget", "-1"), "-1", "positive", "Raise"),
         (("tune", *TINY, "--trials", "0"), "0", "at least 1", "Raise"),
         (("bench", *TINY, "-p", "atn"), "'atn'", "aten", "Did you mean"),
+        (("bench", *TINY, "--out", "/no/x.json"), "'/no/x.json'", "is no folder", "Name a file"),
+        (("tune", "matmul", "-s", "a=4x8"), "'b'", "matmul(Tensor a", "--shape b="),
+        (("tune", "rms_norm", "-s", "x=9999999999x999999999"), "x=9", "fewer than", "smaller"),
+        (("tune", "rms_norm", "-s", "x=99999999x9999999"), "x=b", "GiB", "smaller"),
         (("cache", "prune"), "nothing to remove", "--op", "Add one"),
         (("cache", "show", "--op", "rmsnorm"), "'rmsnorm'", "rms_norm", "Did you mean"),
     ],
@@ -272,7 +277,7 @@ def test_a_real_interrupt_ends_a_process_with_130(tmp_path):
     environment = {**os.environ, **ENVIRONMENT, "GRISTMILL_CACHE_DIR": str(tmp_path)}
     environment["GRISTMILL_PROGRESS"] = "1"
     process = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
-    database = tmp_path / "locks"
+    database = tmp_path / "plans.sqlite3"  # there from the lease on
     deadline = time.monotonic() + 60
     while not database.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -319,6 +324,29 @@ def run_doctor_globals():
 
 def boom():
     raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_explain_has_every_reason_on_any_terminal(fresh_store, width):
+    result = CliRunner().invoke(app, ["explain", *TINY], env={"COLUMNS": str(width)})
+    assert "Triton kernels need a GPU" in result.stdout or torch.cuda.is_available()
+    assert max(map(len, result.stdout.splitlines()[3:])) <= width
+
+
+def test_layout_letters_are_explained_where_they_are_shown(run):
+    assert "unit stride in the dimension before the last" in run("list", "matmul").stdout
+    assert "unit stride" not in run("explain", *TINY).stdout
+
+
+def test_version(run):
+    assert run("--version").stdout.startswith("gristmill 0.")
+
+
+def test_doctor_shows_a_device_that_is_not_there_as_a_failed_check(monkeypatch, run):
+    monkeypatch.setattr("gristmill.cli.doctor._checks", lambda where: iter(()))
+    (check,) = run_json(run, "doctor", "--device", "cuda:99", code=1)["checks"]
+    assert check["name"] == "--device cuda:99"
+    assert check["status"] == "fail"
 
 
 # ----------------------------------------------------------------------------------------- bench

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -21,11 +23,12 @@ COLUMNS = (
     "verdict",
 )
 
-LEGEND = """
-rate: the least bytes, or the operations, over device time. roofline: the least time (of a copy_ of
-as many bytes in this run, or of the operations at the matrix rate) over device time. speed-up: the
-fastest other provider's time of a call over this one's. error: share of the bound; torch's plain
-call outside of it is timed, and is in no verdict."""
+LEGEND = (  # the console wraps it
+    "\nrate: the least bytes, or the operations, over device time. roofline: the least time (of a "
+    "copy_ of as many bytes in this run, or of the operations at the matrix rate) over device "
+    "time. speed-up: the fastest other provider's time of a call over this one's. error: share of "
+    "the bound; torch's plain call outside of it is timed, and is in no verdict."
+)
 
 
 def print_report(out: Console, report: Report) -> None:
@@ -86,7 +89,8 @@ def _print_result(out: Console, result: Result, matrix: bool) -> None:
             out.print(f"  [{colour}]{row.provider}: {escape(row.reason)}[/]", soft_wrap=True)
     for versus in result.versus:
         if versus.never_slower is False:
-            out.print(f"  [red]{_loss(versus)}[/]")
+            same = _same(versus, result.rows)
+            out.print(f"  [red]{_loss(versus)}[/]{same}", soft_wrap=True)
 
 
 def _cells(row: Row, result: Result, matrix: bool) -> tuple[str, ...]:
@@ -126,6 +130,14 @@ def verdict_text(result: Result) -> str:
 def _loss(versus: Versus) -> str:
     interval = f"95% interval {versus.low:.2f} to {versus.high:.2f}"
     return f"slower than {versus.provider} ({versus.objective}): {versus.speedup:.2f}x, {interval}"
+
+
+def _same(versus: Versus, rows: Sequence[Row]) -> str:
+    """Where the plan is that very provider: what the difference then is."""
+    plan = next((row.what.split()[0] for row in rows if row.role == "selected"), "")
+    if plan != versus.provider:
+        return ""
+    return f"; the plan is {plan} itself: the rest is the bound call's check of its key"
 
 
 def print_compact(out: Console, report: Report) -> None:

@@ -8,12 +8,13 @@ import importlib
 import importlib.util
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
+from gristmill import __version__
 from gristmill.cli.output import error_console
 from gristmill.errors import (
     GristmillError,
@@ -85,8 +86,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"gristmill {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=False)
-def _group() -> None:
+def _group(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     pass
 
 

@@ -1,11 +1,13 @@
-"""Compare providers of an op on named problems: correctness first, then launches interleaved one by
-one.
+"""Compare providers of an op on named problems: correctness first, then interleaved launches.
 
-Providers: gristmill (the selected plan), copy (a `copy_` that moves as many bytes), torch (the
-plain call, with torch's settings as they are here), and every implementation by name.
+Providers: gristmill (the selected plan), copy (a `copy_` of as many bytes),
+torch (the plain call, with torch's settings as they are here), and every
+implementation by name, as `gristmill list OP` shows them.
+
 Tune first: an untuned problem is run with its prior, and the table says so.
-Exit code 1 where a provider failed, gave wrong results, or --strict and the plan is slower than
-what torch has.
+
+Exit code 1 where a provider failed or gave wrong results, or with --strict
+the plan is slower than another provider.
 
     gristmill bench rms_norm --workload 'llama3-8b-*'
     gristmill bench matmul -w square-4096 -p gristmill -p aten --json
@@ -13,6 +15,7 @@ what torch has.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +27,7 @@ from gristmill.cli.options import Device, DType, Json, OpName, Scalars, Seed, Sh
 from gristmill.cli.output import console, error_console, print_json
 from gristmill.cli.problems import chosen_device, requested
 from gristmill.core.registry import load
+from gristmill.errors import InvalidInputError
 
 app = typer.Typer(add_completion=False)
 
@@ -33,7 +37,7 @@ Providers = Annotated[
         "--provider",
         "-p",
         help="A column; may be repeated.",
-        show_default="gristmill, copy, torch, vendor, compiled",
+        show_default="gristmill, copy, torch, and what is no Triton kernel",
     ),
 ]
 Pairs = Annotated[
@@ -61,6 +65,8 @@ def command(
     as_json: Json = False,
 ) -> None:
     spec, where = load(op), chosen_device(device)
+    if out is not None:
+        _check_out(out)
     problems = requested(spec, workload, shape, scalar, dtype)
     if not problems:
         problems = [w for w in spec.workloads if where.type != "cpu" or fits_cpu(spec, w)]
@@ -89,3 +95,20 @@ def command(
         print_report(console(), report)
     if report.failed or (strict and report.slower):
         raise typer.Exit(1)
+
+
+def _check_out(path: Path) -> None:
+    """Before anything is measured: whether the report can be written there."""
+    folder = path.parent
+    if not folder.is_dir():
+        fault = f"{folder} is no folder"
+    elif path.is_dir():
+        fault = "it is a folder"
+    elif not os.access(folder, os.W_OK):
+        fault = f"{folder} cannot be written to"
+    else:
+        return
+    raise InvalidInputError(
+        f"`--out` is '{path}'; the report cannot be written there: {fault}. Name a file in a "
+        "folder that exists and can be written to."
+    )

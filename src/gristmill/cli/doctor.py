@@ -32,7 +32,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementations, load, op_names
 from gristmill.core.target import Target, device_target, named_target
-from gristmill.errors import GristmillError
+from gristmill.errors import GristmillError, InvalidInputError
 from gristmill.tuning.compiler import compile_candidate
 from gristmill.tuning.measurer import Measurer
 
@@ -58,8 +58,18 @@ class Check:
 
 @app.command()
 def command(device: Device = None, as_json: Json = False) -> None:
-    where = chosen_device(device)
+    absent = ""
+    try:
+        where = chosen_device(device)
+    except InvalidInputError:
+        if device is None or not device.startswith("cuda"):
+            raise
+        absent, where = device, torch.device("cpu")  # that it is not there is what is to be shown
     checks = list(_checks(where))
+    if absent:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        found = f"torch sees {count} CUDA device(s); the checks are of the CPU"
+        checks.append(Check(f"--device {absent}", "fail", found, "Do what `driver` says."))
     failed = any(c.status == "fail" for c in checks)
     if as_json:
         print_json({"ok": not failed, "checks": [asdict(c) for c in checks]})

@@ -28,13 +28,15 @@ from gristmill.cli.options import (
     Workloads,
 )
 from gristmill.cli.output import console, print_json, table
-from gristmill.cli.problems import chosen_device, objective_named, requested
+from gristmill.cli.problems import chosen_device, notation, objective_named, requested
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError
-from gristmill.selection.explain import HEADINGS, ROWS, Explanation, cells, explain_problem
+from gristmill.selection.explain import HEADINGS, ROWS, Explanation, Row, cells, explain_problem
 
 app = typer.Typer(add_completion=False)
+
+NARROW = 110  # columns
 
 Rows = Annotated[int, typer.Option("--rows", min=1, help="How many candidates to show.")]
 
@@ -73,13 +75,15 @@ def print_explanation(out: Console, explanation: Explanation, rows: int = ROWS) 
     out.print(
         f"[bold]{escape(explanation.problem)}[/] on {escape(explanation.target)}", soft_wrap=True
     )
+    if legend := notation(explanation.problem):
+        out.print(legend, style="dim")
     out.print(f"plan ({explanation.objective}): [bold]{escape(str(plan.candidate))}[/]")
     out.print(f"why: {plan.origin}; {escape(plan.reason)}")
     if plan.revalidate:
         out.print(
             "[yellow]measured under other versions of torch, Triton or the driver: tune again[/]"
         )
-    out.print(_candidates(explanation, rows))
+    _print_candidates(out, explanation, rows)
     if len(explanation.rows) > rows:
         out.print(f"... and {len(explanation.rows) - rows} more (--rows shows them)")
     for name, reasons in explanation.rejections.items():
@@ -89,10 +93,25 @@ def print_explanation(out: Console, explanation: Explanation, rows: int = ROWS) 
             out.print(f"  {count:>7,}  {escape(reason)}")
 
 
-def _candidates(explanation: Explanation, count: int) -> Table:
+def _print_candidates(out: Console, explanation: Explanation, count: int) -> None:
     # The reason for the choice stands above the table.
-    shown = [replace(row, note="") if row.chosen else row for row in explanation.rows[:count]]
+    shown = [
+        replace(row, note="") if row.chosen and row.status == "ok" else row
+        for row in explanation.rows[:count]
+    ]
+    if all(row.host_us == row.device_us for row in shown):  # on a CPU a call is its own device
+        shown = [replace(row, host_us=None) for row in shown]
     texts = [cells(row) for row in shown]
+    notes: list[str] = []
+    if out.width < NARROW:  # the notes have no room beside the numbers: under them, by number
+        notes = [f"{i + 1:>3}  {line[-1]}" for i, line in enumerate(texts) if line[-1]]
+        texts = [(f"{i + 1}{line[0]}", *line[1:-1], "") for i, line in enumerate(texts)]
+    out.print(_candidates(shown, texts))
+    for note in notes:
+        out.print(escape(note), style="dim")
+
+
+def _candidates(shown: Sequence[Row], texts: Sequence[tuple[str, ...]]) -> Table:
     # A column that is empty for every row (no graphs on a CPU, no registers of a vendor call) is
     # left out.
     keep = [i for i, _ in enumerate(HEADINGS) if i == 0 or any(line[i] for line in texts)]

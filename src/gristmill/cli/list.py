@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from gristmill.cli.options import Json
 from gristmill.cli.output import console, print_json, table
+from gristmill.cli.problems import notation
 from gristmill.core.op import Op
 from gristmill.core.registry import implementations, load, op_names
 
@@ -55,12 +56,16 @@ def _when(doc: str) -> str:
 
 
 def _print_ops(ops: list[Op]) -> None:
-    columns = ("op", "implementations", "workloads", "signature")
+    columns = ("op", "implementations", "workloads")
     rows = table(*columns, right=("workloads",), wrap=("implementations",))
     for op in ops:
         names = ", ".join(i.name for i in implementations(op.name))
-        rows.add_row(op.name, names, str(len(op.workloads)), op.schema.removeprefix(op.name))
+        rows.add_row(op.name, names, str(len(op.workloads)))
     console().print(rows)
+    for op in ops:
+        console().print(
+            f"[bold]{op.name}[/]{escape(op.schema.removeprefix(op.name))}", soft_wrap=True
+        )
     console().print("`gristmill list OP` shows an op's implementations and workloads.")
 
 
@@ -77,3 +82,5 @@ def _print_op(op: Op) -> None:
     for workload in op.workloads:
         rows.add_row(workload.name, escape(str(workload.problem).removeprefix(op.name)))
     out.print(rows)
+    if legend := notation(*(str(w.problem) for w in op.workloads)):
+        out.print(legend, style="dim")

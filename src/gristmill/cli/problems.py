@@ -4,6 +4,8 @@ schema."""
 from __future__ import annotations
 
 import fnmatch
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,17 @@ from gristmill.core.op import Op, Workload
 from gristmill.core.plan import OBJECTIVES, Objective
 from gristmill.core.problem import Problem, TensorSpec, contiguous_strides
 from gristmill.errors import InvalidInputError, did_you_mean
+
+MAX_ELEMENTS = 1 << 60
+NOTATION = (
+    "after a shape: c, unit stride in the dimension before the last, as of w.t(); s, in neither of "
+    "the last two; +, not dense; !, start or rows not on 16 bytes"
+)
+
+
+def notation(*problems: str) -> str:
+    """What the letters after the shapes in these problems mean; empty where there are none."""
+    return NOTATION if any(re.search(r"\][cs+!]", problem) for problem in problems) else ""
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -105,6 +118,16 @@ def problem_of(op: Op, shapes: Sequence[str], scalars: Sequence[str], dtype: str
             given[name] = (
                 _tensor(text, value, dtype) if option == "--shape" else _scalar(op, name, value)
             )
+    for argument in op.parsed.arguments:
+        if not argument.has_default_value() and argument.name not in given:
+            tensor = "Tensor" in str(argument.type)
+            example = (
+                f"--shape {argument.name}=512x4096" if tensor else f"--scalar {argument.name}=1"
+            )
+            raise InvalidInputError(
+                f"'{argument.name}' is missing; the signature is {op.schema}. Add `{example}`, "
+                "with the value that you mean."
+            )
     specs = {name: v for name, v in given.items() if isinstance(v, TensorSpec)}
     values = op.bind(
         (), {name: v.empty("meta") if name in specs else v for name, v in given.items()}
@@ -140,6 +163,10 @@ def _tensor(text: str, value: str, dtype: str) -> TensorSpec:
             "dimensions. Write `x=512x4096` or `b=4096x6144:t`."
         )
     shape = tuple(int(p) for p in parts)
+    if math.prod(shape) >= MAX_ELEMENTS:
+        raise InvalidInputError(
+            f"`--shape` is {text!r}; a tensor has fewer than 2^60 elements. Write a smaller one."
+        )
     if not layout:
         return TensorSpec.contiguous(shape, dtype)
     strides = contiguous_strides((*shape[:-2], shape[-1], shape[-2]))
@@ -160,8 +187,21 @@ def _scalar(op: Op, name: str, value: str) -> Any:
 
 
 def arguments(problem: Problem, device: torch.device) -> tuple[Any, ...]:
-    """Arguments of this problem with no particular values, for what reads only their shapes."""
-    return tuple(v.empty(device) if isinstance(v, TensorSpec) else v for _, v in problem.args)
+    """Arguments of this problem with no particular values, for what reads only their shapes.
+
+    Raises:
+        InvalidInputError: they do not fit into the device's memory.
+    """
+    try:
+        return tuple(v.empty(device) if isinstance(v, TensorSpec) else v for _, v in problem.args)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+            raise
+        size = sum(spec.size_bytes for spec in problem.tensors.values()) / 2**30
+        raise InvalidInputError(
+            f"{problem} has {size:,.1f} GiB of arguments; {device} cannot hold them. "
+            "Choose a smaller problem."
+        ) from None
 
 
 def objective_named(name: str) -> Objective:
