@@ -3,6 +3,8 @@ on."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,13 +12,16 @@ import pytest
 import torch
 
 from gristmill import settings
+from gristmill.cache.store import PlanStore
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementations, load
 from gristmill.core.target import named_target
 from gristmill.errors import TuningError
 from gristmill.measure.isolation import Child, ChildDied
+from gristmill.measure.lease import device_lease
 from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.measurer import Measurer
+from gristmill.tuning.runner import Budget, TuningRun
 
 
 @pytest.fixture
@@ -135,3 +140,73 @@ def test_the_parent_keeps_its_signal_handlers_and_files(measurer):
     for _ in range(2):
         measurer.measure(Candidate("traps"), None)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+
+
+SHADOWED = """
+import sys, torch, gristmill as gm
+print(gm.tune("rms_norm", (torch.randn(4, 16),), trials=1).plans["eager"].candidate.implementation)
+"""
+
+
+def test_files_beside_a_script_that_shadow_the_standard_library_do_not_reach_the_worker(tmp_path):
+    # As a console script: the folder is the current one, and not on the parent's path first.
+    for name in ("random.py", "token.py", "triton.py", "statistics.py"):
+        (tmp_path / name).write_text("raise RuntimeError('shadowed')")
+    code = f"import sys; sys.path.remove(''); sys.path.append({str(tmp_path)!r}){SHADOWED}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("aten", "inductor")
+
+
+FORKED = """
+import os, sys, torch, gristmill as gm
+from gristmill.tuning import measurer
+gm.tune("rms_norm", (torch.randn(4, 16),), trials=1)
+(child,) = measurer._idle.values()
+pid = os.fork()
+if not pid:
+    gm.tune("rms_norm", (torch.randn(4, 17),), trials=1)
+    sys.exit(0)
+_, status = os.waitpid(pid, 0)
+print(os.waitstatus_to_exitcode(status), child.alive)
+"""
+
+
+def test_a_fork_leaves_its_parents_worker_alone():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["0", "True"], done.stderr
+
+
+def test_an_answer_that_comes_too_late_is_no_other_questions(problem):
+    with Measurer(problem, torch.device("cpu")) as measurer:
+        assert measurer.measure(Candidate("right"), None).ok
+        late = {"do": "measure", "candidate": {"implementation": "garbage", "config": {}}}
+        measurer._child.send({**measurer._base, **late, "best_us": None, "id": 0})
+        assert measurer.measure(Candidate("right"), None).ok
+
+
+def test_a_device_is_leased_to_one_at_a_time(tmp_path):
+    device = torch.device("cpu")
+    with (
+        device_lease(device, tmp_path, 0.0) as first,
+        device_lease(device, tmp_path, 0.2) as second,
+    ):
+        assert (first, second) == (True, False)
+    with device_lease(device, tmp_path, 0.0) as again:
+        assert again
+    (tmp_path / "file").touch()
+    with device_lease(device, tmp_path / "file", 0.0) as unseen:
+        assert unseen
+
+
+def test_no_tuning_beside_another_tuner(problem, tmp_path):
+    cpu = torch.device("cpu")
+    run = TuningRun(load("twice"), problem, cpu, PlanStore(tmp_path), Budget(0.5))
+    with settings.override(lock_dir=tmp_path), device_lease(cpu, tmp_path, 0.0):
+        with pytest.raises(TuningError, match="another process has measured on cpu"):
+            run.run()
+    assert not run.result.outcomes

@@ -184,7 +184,9 @@ class Child:
         if self._lines is not None:
             self._lines.connection.close()
             self._lines = None
-        if process is not None and self._owner == os.getpid():
+        if process is not None and self._owner != os.getpid():
+            process.returncode = 0  # another process's to end and to wait for
+        elif process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
