@@ -206,7 +206,10 @@ def test_a_device_is_leased_to_one_at_a_time(tmp_path):
 def test_no_tuning_beside_another_tuner(problem, tmp_path):
     cpu = torch.device("cpu")
     run = TuningRun(load("twice"), problem, cpu, PlanStore(tmp_path), Budget(0.5))
-    with settings.override(lock_dir=tmp_path), device_lease(cpu, tmp_path, 0.0):
-        with pytest.raises(TuningError, match="another process has measured on cpu"):
-            run.run()
+    with (
+        settings.override(lock_dir=tmp_path),
+        device_lease(cpu, tmp_path, 0.0),
+        pytest.raises(TuningError, match="another process has measured on cpu"),
+    ):
+        run.run()
     assert not run.result.outcomes
