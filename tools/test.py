@@ -138,7 +138,7 @@ def record(path: Path, results: dict[str, Result], total: Result, device: str, c
     data = {
         "commit": found or stated,
         "dirty": bool(changed) if found else tree != clean if clean else None,
-        "changed_files": [line[3:] for line in changed],
+        "changed_files": [line.split(maxsplit=1)[1] for line in changed],
         "tree": tree,
         "device": device,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
