@@ -1,6 +1,8 @@
 """Every Triton implementation compiles for every architecture without one, within register and
 spill budgets."""
 
+import re
+
 import pytest
 
 from gristmill.compile.executor import EXECUTOR
@@ -118,3 +120,37 @@ def test_a_new_token_count_compiles_nothing():
         config = implementation.config(None, problems[-1], HOPPER).knobs
         binaries = [compiled(implementation, p, HOPPER, config)[0] for p in problems]
         assert len({b.kernel.hash for b in binaries}) == 1, name
+
+
+@pytest.mark.parametrize(("label", "stride"), [("a-far-columns", "ak"), ("b-far-rows", "bk")])
+def test_a_block_of_k_may_step_past_32_bits(label, stride):
+    tiled = registry.implementation("matmul", "tiled")
+    base = tiled.op.sized({"M": 72, "N": 256, "K": 256}, "bfloat16")
+    problem = dict(layouts(tiled.op, base, far=True))[label]
+    step = max(problem[label[0]].strides)
+    block = tiled.config(None, problem, HOPPER)["BLOCK_K"]
+    assert block < 256  # there is a second block
+    assert block * step >= 2**31
+    (binary,) = compiled(tiled, problem, HOPPER)
+    ttir = binary.kernel.asm["ttir"]
+    (widened,) = re.findall(rf"(%\w+) = arith.extsi %stride_{stride} : i32 to i64", ttir)
+    uses = [
+        line for line in ttir.splitlines() if re.search(rf"%stride_{stride}\b|{widened}\b", line)
+    ]
+    products = [line for line in uses if "arith.muli" in line]
+    assert products
+    assert all("i64" in line for line in products), products
+
+
+def test_what_32_bit_counts_do_not_reach_is_refused():
+    bad = [
+        ("rms_norm", "row", {"rows": 2**31, "N": 1}),
+        ("rms_norm", "multi_row", {"rows": 2**31, "N": 1}),
+        ("matmul", "tiled", {"M": 2**31 - 1, "N": 1, "K": 1}),
+        ("matmul", "gemv", {"M": 1, "N": 1, "K": 2**31 - 1}),
+    ]
+    for op, name, sizes in bad:
+        implementation = registry.implementation(op, name)
+        reason = implementation.why_not(implementation.op.sized(sizes, "bfloat16"), HOPPER)
+        assert reason is not None, name
+        assert str(2**31)[:5] in reason

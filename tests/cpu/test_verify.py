@@ -1,14 +1,16 @@
 """Comparison within bounds, poison and canaries."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from gristmill.core import registry
+from gristmill.core.config import Config
 from gristmill.core.op import Bounds
 from gristmill.core.problem import TensorSpec
-from gristmill.verify import compare, guarded_empty, poison, truth
+from gristmill.verify import compare, guarded_empty, poison, run_guarded, same_bits, truth
 
 HALF = Bounds(rtol=2.0**-11, gamma=0.0, atol=2.0**-24, reason="one rounding")
 
@@ -121,3 +123,114 @@ def test_truth_is_float64_and_leaves_the_arguments():
     (ref,), (magnitude,) = truth(op, (x, None, 1e-6))
     assert ref.dtype == magnitude.dtype == torch.float64
     assert torch.equal(x, before)
+
+
+class FakeExecutor:
+    """Runs what stands where a kernel would."""
+
+    def run(self, launches):
+        for launch in launches:
+            launch()
+
+
+def guarded(values, launcher, workspace=None):
+    """A guarded run of `rms_norm` by a Python function of (values, outputs, workspace)."""
+    real = registry.implementation("rms_norm", "row")
+    fields = {"launcher": lambda *a: (lambda: launcher(*a[:3]),), "executor": FakeExecutor}
+    if workspace is not None:
+        fields["workspace"] = lambda problem, config: (workspace,)
+    return run_guarded(replace(real, **fields), values, Config({}))
+
+
+def test_a_guarded_run_sees_writes_around_outputs_and_workspace():
+    scratch = TensorSpec.contiguous((4,), "float32")
+
+    def beside(which):
+        def launcher(values, outputs, workspace):
+            outputs[0].fill_(1)
+            tensor = {"output": outputs[0], "workspace": workspace[0]}.get(which)
+            if tensor is not None:
+                offset = tensor.storage_offset() + tensor.numel()
+                torch.as_strided(tensor, (1,), (1,), offset).fill_(7)
+
+        return launcher
+
+    values = (torch.ones(3, 5), None, 1e-6)
+    assert guarded(values, beside("nothing"), scratch)[1] is None
+    for which in ("output", "workspace"):
+        assert "wrote outside" in guarded(values, beside(which), scratch)[1]
+
+
+def test_outputs_and_workspace_are_poisoned_before_a_run():
+    seen = []
+    guarded(
+        (torch.ones(3, 5), None, 1e-6),
+        lambda values, outputs, workspace: seen.extend((*outputs, *workspace)),
+        TensorSpec.contiguous((4,), "float32"),
+    )
+    assert len(seen) == 2
+    assert all(t.isnan().all() for t in seen)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_changed_argument_is_a_fault_and_is_put_back(fails):
+    x = torch.randn(1, 6).expand(4, 6)  # a broadcast one too
+    x[0, 2] = math.nan
+    weight = torch.randn(6)
+    before = x.clone(), weight.clone()
+
+    def launcher(values, outputs, workspace):
+        weight[1] += 1
+        x[:1].fill_(3)
+        if fails:
+            raise ValueError("after the fact")
+
+    if fails:
+        with pytest.raises(ValueError, match="after the fact"):
+            guarded((x, weight, 1e-6), launcher)
+    else:
+        assert "changed its argument `x`" in guarded((x, weight, 1e-6), launcher)[1]
+    assert same_bits(x, before[0])
+    assert same_bits(weight, before[1])
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (lambda x: torch.ones(3, 5), None),
+        (lambda x: torch.ones(5, 3), "shape (5, 3) where (3, 5)"),
+        (lambda x: torch.ones(3, 5).double(), "dtype float64 where float32"),
+        (lambda x: torch.ones(3, 5, device="meta"), "device meta where cpu"),
+        (lambda x: torch.ones(5, 3).t(), "strides (1, 3) where (5, 1)"),
+        (lambda x: x, "in the memory of an argument"),
+        (lambda x: (torch.ones(3, 5),) * 2, "2 outputs where 1"),
+        (lambda x: None, "NoneType, not a tensor"),
+    ],
+)
+def test_what_a_call_returns_is_held_against_what_is_declared(result, words):
+    impl = registry.implementation("rms_norm", "aten")
+    values = (torch.ones(3, 5), None, 1e-6)
+    _, fault = run_guarded(impl, values, Config({}), lambda x, w, eps: result(x))
+    assert fault is None if words is None else words in fault
+
+
+def test_the_stride_of_one_entry_is_no_stride():
+    impl = registry.implementation("rms_norm", "aten")
+    out = torch.ones(1, 8)[:, ::8]
+    values = (torch.ones(1, 1), None, 1e-6)
+    assert run_guarded(impl, values, Config({}), lambda *_: out)[1] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.bfloat16, torch.complex128])
+def test_bits_are_compared_as_bits(dtype):
+    x = torch.ones(3, 4).to(dtype)
+    assert same_bits(x, x.clone())
+    assert same_bits(x.t(), x.clone().t())
+    other = x.clone()
+    other[2, 3] = 0
+    assert not same_bits(x, other)
+
+
+def test_zeros_of_two_signs_are_different_bits_and_a_nan_is_itself():
+    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert same_bits(torch.tensor([math.nan]), torch.tensor([math.nan]))

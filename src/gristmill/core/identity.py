@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from gristmill.core.op import Op
 
@@ -69,7 +70,11 @@ def _written(name: str, file: str) -> Iterator[str]:
 
 def _bound(name: str) -> Iterator[str]:
     """The modules that its names stand for or come from (`from package import module`)."""
-    for value in list(vars(sys.modules[name]).values()):
+    module = sys.modules[name]
+    is_package = hasattr(module, "__path__")  # every submodule is a name of it, whoever imports it
+    for value in list(vars(module).values()):
+        if is_package and isinstance(value, ModuleType):
+            continue
         known = getattr(value, "__module__", None) or getattr(value, "__name__", None)
         if isinstance(known, str):
             yield known

@@ -131,36 +131,40 @@ class Trials:
         is on the device at a time, and what its making raises is nobody's outcome.
         """
         outcomes = [Outcome("ok", error=0.0) for _ in candidates]
-        calls: dict[int, BoundCall] = {}
+        calls: dict[Candidate, BoundCall] = {}
         for variant in self.op.variants:
             case = self.case(variant)
             for index, candidate in enumerate(candidates):
-                if not outcomes[index].ok:
-                    continue
-                so_far = outcomes[index]
+                if outcomes[index].ok:
+                    so_far = outcomes[index]
+                    outcomes[index] = self._on_variant(variant, case, candidate, so_far, calls)
+            del case  # before the next one is made
+        return [
+            (outcome, calls[candidate] if outcome.ok else None)
+            for outcome, candidate in zip(outcomes, candidates, strict=True)
+        ]
 
-                def trial(
-                    impl: Implementation,
-                    config: Config,
-                    variant: str = variant,
-                    case: Case = case,
-                    index: int = index,
-                    so_far: Outcome = so_far,
-                ) -> Outcome:
-                    if index not in calls:
-                        calls[index] = bind(impl, config, case.values)
-                    verdict = self._check(impl, config, case, calls[index])
-                    if not verdict.ok:
-                        reason = f"on {variant!r} inputs: {verdict.reason}"
-                        return Outcome("wrong", reason, error=verdict.error)
-                    worst = replace(so_far, error=max(so_far.error or 0.0, verdict.error))
-                    return self._with_resources(worst, impl, config, case)
+    def _on_variant(
+        self,
+        variant: str,
+        case: Case,
+        candidate: Candidate,
+        so_far: Outcome,
+        calls: dict[Candidate, BoundCall],
+    ) -> Outcome:
+        """A candidate's outcome after one more variant; bound at its first."""
 
-                outcomes[index] = self._guarded(candidate, trial)
-                if not outcomes[index].ok:
-                    calls.pop(index, None)
-            del case
-        return [(outcome, calls.get(index)) for index, outcome in enumerate(outcomes)]
+        def trial(impl: Implementation, config: Config) -> Outcome:
+            if candidate not in calls:
+                calls[candidate] = bind(impl, config, case.values)
+            verdict = self._check(impl, config, case, calls[candidate])
+            if not verdict.ok:
+                reason = f"on {variant!r} inputs: {verdict.reason}"
+                return Outcome("wrong", reason, error=verdict.error)
+            worst = replace(so_far, error=max(so_far.error or 0.0, verdict.error))
+            return self._with_resources(worst, impl, config, case)
+
+        return self._guarded(candidate, trial)
 
     def _race(
         self,

@@ -1,0 +1,104 @@
+"""What an implementation is known by in the store: the files that decide what it computes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+
+import pytest
+
+from gristmill.core import registry
+from gristmill.core.identity import source_hash
+
+FILES = {
+    "__init__": "",
+    "spec": """
+        from gristmill.core.op import Bounds, Op
+        from ident_plug import numbers
+        def reference(x): return x * numbers.TWO
+        OP = Op(
+            schema="ident(Tensor x) -> Tensor", check=lambda x: None, reference=reference,
+            magnitude=reference, inputs=lambda p, g, v: (), outputs=lambda p: (),
+            axes=lambda p: (), cost=lambda p: None, bounds=lambda p: Bounds(0, 0, 0, ""),
+            workloads=(), dtypes=(),
+        )
+        """,
+    "numbers": "TWO = 2",
+    "constants": "BLOCK = 8",
+    "helper": "from .deeper import help",
+    "deeper": "def help(x): return x",
+    "unrelated": "",
+    "first": """
+        from ident_plug.spec import OP
+        from ident_plug.constants import BLOCK
+        from ident_plug import helper
+        import torch, gristmill.settings
+        def call(x): return helper.help(x) * BLOCK
+        """,
+    "second": "from ident_plug.spec import OP\ndef call(x): return x + x",
+}
+
+
+@pytest.fixture
+def plug(tmp_path, monkeypatch):
+    """A third party's package; the fixture's value is where its files are."""
+    folder = tmp_path / "ident_plug"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / f"{name}.py").write_text("\n".join(s.strip() for s in text.splitlines()))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield folder
+    for name in [n for n in sys.modules if n.split(".")[0] == "ident_plug"]:
+        del sys.modules[name]
+
+
+def known_as(folder, name):
+    importlib.import_module("ident_plug.unrelated")
+    module = importlib.import_module(f"ident_plug.{name}")
+    return source_hash(module.OP, folder / f"{name}.py", module.__name__)
+
+
+@pytest.mark.parametrize("edited", ["first", "spec", "numbers", "constants", "helper", "deeper"])
+def test_an_edit_of_what_decides_the_result_changes_the_hash(plug, edited):
+    before = known_as(plug, "first")
+    assert known_as(plug, "first") == before
+    with (plug / f"{edited}.py").open("a") as file:
+        file.write("\n# edited\n")
+    assert known_as(plug, "first") != before
+
+
+@pytest.mark.parametrize("edited", ["second", "unrelated"])
+def test_an_edit_of_another_kernel_does_not(plug, edited):
+    known_as(plug, "second")
+    before = known_as(plug, "first")
+    (plug / f"{edited}.py").write_text("edited = True")
+    assert known_as(plug, "first") == before
+
+
+def test_ours_include_the_spec_and_the_shared_files(monkeypatch):
+    seen = []
+    real = type(registry.implementation("matmul", "aten").source).read_bytes
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda p: seen.append(p.name) or real(p))
+    expected = {
+        ("matmul", "inductor"): {"matmul.py", "compiled.py", "precision.py", "inductor.py"},
+        ("matmul", "aten"): {"matmul.py", "precision.py", "aten.py"},
+        ("matmul", "tiled"): {"matmul.py", "tiles.py", "tiled.py"},
+        ("rms_norm", "row"): {"rms_norm.py", "rows.py", "row.py"},
+    }
+    for (op, name), files in expected.items():
+        i = registry.implementation(op, name)
+        seen.clear()
+        source_hash(i.op, i.source, i.module)
+        assert set(seen) == files
+
+
+def test_the_hash_is_cheap():
+    implementation = registry.implementation("matmul", "tiled")
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        source_hash(implementation.op, implementation.source, implementation.module)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1e-3
