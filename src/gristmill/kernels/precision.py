@@ -86,10 +86,20 @@ def _function(name: str, missing: Any) -> Function:
     return getattr(torch._C, name, lambda *_: missing)  # noqa: SLF001
 
 
+def _partial_sums(kind: str) -> tuple[Function, Function]:
+    """Read and write whether partial sums may be in the output's dtype: a pair, (at all, by
+    split-K)."""
+    read = _function(f"_get_cublas_allow_{kind}_reduced_precision_reduction", (False, True))
+    write = _function(f"_set_cublas_allow_{kind}_reduced_precision_reduction", None)
+    if isinstance(read(), tuple):
+        return read, write
+    # A torch that has the first half alone.
+    return lambda: (read(), True), lambda reduced, _: write(reduced)
+
+
 def _bfloat16() -> Permission:
-    """Partial sums in bfloat16: a pair, (in the output's dtype, by split-K)."""
-    read = _function("_get_cublas_allow_bf16_reduced_precision_reduction", (False, True))
-    write = _function("_set_cublas_allow_bf16_reduced_precision_reduction", None)
+    """Partial sums in bfloat16."""
+    read, write = _partial_sums("bf16")
 
     def withdraw(setting: tuple[bool, bool]) -> tuple[bool, bool]:
         write(False, setting[1])
@@ -99,9 +109,8 @@ def _bfloat16() -> Permission:
 
 
 def _float16() -> Permission:
-    """Partial sums in float16, the same pair, and whole sums in it."""
-    pair = _function("_get_cublas_allow_fp16_reduced_precision_reduction", (False, True))
-    write_pair = _function("_set_cublas_allow_fp16_reduced_precision_reduction", None)
+    """Partial sums in float16, and whole sums in it."""
+    pair, write_pair = _partial_sums("fp16")
     whole = _function("_get_cublas_allow_fp16_accumulation", False)
     write_whole = _function("_set_cublas_allow_fp16_accumulation", None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from gristmill.cache.store import store
 from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
 from gristmill.core.op import Op
-from gristmill.core.plan import OBJECTIVES, Objective, Plan
+from gristmill.core.plan import INTERRUPTED, OBJECTIVES, Objective, Plan
 from gristmill.core.problem import Problem
 from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
@@ -145,16 +146,12 @@ def get_op(
         plan = select(spec, problem, target, objective)
         if _wants_tuning(plan):
             # After an upgrade only the best few are measured again: the search is not repeated.
-            explore = plan.origin != "tuned"
-            _tune(
-                spec,
-                values,
-                problem,
-                _limits(budget_s, trials, strategy),
-                strategy,
-                explore=explore,
-            )
+            explore = plan.origin != "tuned" or plan.provenance == INTERRUPTED
+            limits = _limits(budget_s, trials, strategy)
+            result = _tune(spec, values, problem, limits, strategy, explore=explore)
             plan = select(spec, problem, target, objective)
+            if result.skipped:
+                plan = replace(plan, reason=f"{plan.reason}; {result.skipped}: ask again later")
     dispatch = dispatcher(op, objective)
     dispatch.build(plan, values)
     return BoundOp(dispatch, problem, plan, values)
