@@ -113,7 +113,7 @@ def check(
     ours, theirs = clock.device_us(calls, PAIRS, max(hosts))
     ratio = paired_ratio(theirs, ours)
     out.print(
-        f"against {name}: {median(ours):,.1f} us and {median(theirs):,.1f} us on the device, "
+        f"against {name}: {median(ours):,.1f} us, {name} {median(theirs):,.1f} us on the device, "
         f"[bold]{ratio.value:.2f}x[/] "
         f"(95% interval {ratio.low:.2f} to {ratio.high:.2f})"
     )
