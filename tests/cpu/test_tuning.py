@@ -3,6 +3,9 @@ explanations."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -105,6 +108,29 @@ def test_an_upgrade_revalidates_the_best_few_without_searching_again(monkeypatch
     monkeypatch.setattr(TuningRun, "__init__", spy)
     assert not gm.get_op("rms_norm", values, budget_s=5.0).plan.revalidate
     assert runs == [False]
+
+
+def test_a_process_with_a_plan_imports_the_kernel_it_names_and_no_other(tmp_path):
+    values = (torch.randn(4, 16),)
+    bound = gm.get_op("rms_norm", values, budget_s=5.0)
+    _rewrite(
+        bound.plan,
+        candidate=Candidate("aten"),
+        source_hash=implementation("rms_norm", "aten").source_hash,
+    )
+    code = (
+        "import sys, torch, gristmill as gm\n"
+        "gm.get_op('rms_norm', (torch.randn(4, 16),))\n"
+        "print(*sorted(m for m in sys.modules if m.startswith('gristmill.')))"
+    )
+    environment = {**os.environ, "GRISTMILL_CACHE_DIR": str(settings.current().cache_dir)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    kernels = [m for m in loaded if m.startswith("gristmill.kernels.rms_norm.")]
+    assert kernels == ["gristmill.kernels.rms_norm.aten"]
+    assert not [m for m in loaded if m.startswith(("gristmill.tuning.", "gristmill.verify"))]
 
 
 def test_the_never_policy_tunes_nothing():

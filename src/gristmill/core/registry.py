@@ -27,7 +27,7 @@ class PluginWarning(UserWarning):
 
 _ops: dict[str, Op] = {}
 _implementations: dict[str, dict[str, Implementation]] = {}
-_loaded: set[str] = set()
+_complete: set[str] = set()  # ops with every implementation imported
 _lock = threading.RLock()
 
 
@@ -84,44 +84,51 @@ def op_names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Op:
-    """The op of this name, with every implementation of it imported and registered.
+    """The op of this name. Its implementations are imported when they are asked for.
 
     Raises:
         UnknownOpError: no such op; the message suggests near names.
     """
-    if name in _loaded:
+    if name in _ops:
         return _ops[name]
     with _lock:
-        if (
-            name not in _ops
-            and name.isidentifier()
-            and importlib.util.find_spec(f"gristmill.specs.{name}")
-        ):
+        if name.isidentifier() and importlib.util.find_spec(f"gristmill.specs.{name}"):
             import_module(f"gristmill.specs.{name}")
-        _load_entry_points()
+        else:
+            _load_entry_points()
         if name not in _ops:
             known = op_names()
             raise UnknownOpError(
                 f"`op` is {name!r}; known ops are {', '.join(known)}.{did_you_mean(name, known)}"
             )
-        if importlib.util.find_spec(f"gristmill.kernels.{name}"):
-            package = import_module(f"gristmill.kernels.{name}")
-            for module in pkgutil.iter_modules(package.__path__):
-                import_module(f"{package.__name__}.{module.name}")
-        _loaded.add(name)
         return _ops[name]
 
 
 def implementations(op: str) -> tuple[Implementation, ...]:
-    """Every implementation of an op, by name."""
+    """Every implementation of an op, by name: ours and third parties'."""
     load(op)
+    with _lock:
+        if op not in _complete:
+            if importlib.util.find_spec(f"gristmill.kernels.{op}"):
+                package = import_module(f"gristmill.kernels.{op}")
+                for module in pkgutil.iter_modules(package.__path__):
+                    import_module(f"{package.__name__}.{module.name}")
+            _load_entry_points()
+            _complete.add(op)
     return tuple(impl for _, impl in sorted(_implementations.get(op, {}).items()))
 
 
 def implementation(op: str, name: str) -> Implementation:
-    """One implementation of an op."""
+    """One implementation of an op. Where a file of ours has its name, no other is imported: a
+    process that has its plans pays for what they name (10 ms for every kernel and plug-in)."""
     load(op)
-    known = _implementations.get(op, {})
+    known = _implementations.setdefault(op, {})
+    if name not in known and op not in _complete:
+        home = f"gristmill.kernels.{op}"
+        if importlib.util.find_spec(home) and importlib.util.find_spec(f"{home}.{name}"):
+            import_module(f"{home}.{name}")
+        if name not in known:
+            implementations(op)
     if name not in known:
         raise UnknownOpError(
             f"`implementation` is {name!r}; `{op}` has "
