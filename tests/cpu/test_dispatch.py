@@ -202,11 +202,12 @@ def test_bad_input_after_good_is_refused_too(x, weight):
 
 def test_lazily_negated_views_are_refused_also_after_a_plain_call(x):
     gm.rms_norm(x)
-    bound = gm.get_op("rms_norm", (x,), tune="never")
-    bound(x)
-    for call in (gm.rms_norm, bound):
-        with pytest.raises(gm.InvalidInputError, match=r"`x` is a lazily negated .*resolve_neg"):
-            call(torch._neg_view(x))
+    with pytest.raises(gm.InvalidInputError, match=r"`x` is a lazily negated .*resolve_neg"):
+        gm.rms_norm(torch._neg_view(x))
+    key = dispatcher("rms_norm").key
+    assert key(x, None, 1e-6) != key(torch._neg_view(x), None, 1e-6)
+    bound = gm.get_op("rms_norm", (x,), tune="never")  # torch's own, which knows such views
+    torch.testing.assert_close(bound(torch._neg_view(x)), -bound(x))
 
 
 @OLD_SCRIPTING
@@ -222,6 +223,26 @@ def test_forward_mode_tangents_are_kept(x, weight):
             dual = forward_ad.make_dual(x, tangent)
             got = forward_ad.unpack_dual(call(dual, weight)).tangent
         torch.testing.assert_close(got, want)
+
+
+def test_a_bound_call_of_torchs_own_is_right_in_every_mode(x, weight):
+    bound = gm.get_op("rms_norm", (x, weight), tune="never").preload()
+    assert implementation("rms_norm", bound.implementation).native
+    expected = load("rms_norm").reference(x, weight)
+    calls = []
+    call, bound._call = bound._call, lambda *values: calls.append(1) or call(*values)
+    upstream = torch.randn_like(x)
+    parameter = torch.nn.Parameter(weight)
+    (got,) = torch.autograd.grad(bound(x, parameter), parameter, upstream)
+    (want,) = torch.autograd.grad(load("rms_norm").reference(x, parameter), parameter, upstream)
+    torch.testing.assert_close(got, want)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(bound(x, weight), expected)
+    shifted = torch.cat((torch.zeros(1), x.flatten()))[1:].view(6, 32)
+    torch.testing.assert_close(bound(shifted, weight), expected)
+    assert len(calls) == 3
+    with pytest.raises(gm.InvalidInputError, match="`weight` has dtype"):
+        bound(x, weight.double())
 
 
 def test_a_default_device_is_no_reason_for_the_reference(x, weight):

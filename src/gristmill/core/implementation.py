@@ -66,6 +66,8 @@ class Implementation:
         workspace: scratch tensors that the launcher gets, uninitialised.
         preference: of what can run a problem with no plan, the highest is used (cuBLAS before an
             untuned GEMM; an untuned fused kernel before an unfused vendor call).
+        native: a plain call of torch's: differentiable, and right in every mode and for every
+            argument that the op's contract takes.
         source: the file whose content identifies it in the store.
     """
 
@@ -75,6 +77,7 @@ class Implementation:
     source: Path
     module: str
     preference: int = 0
+    native: bool = False
     doc: str = ""
     space: Space = Space()
     prior: Callable[[Problem, Target], Mapping[str, Value]] = no_knobs

@@ -14,7 +14,7 @@ from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
-from gristmill.ops._key import is_plain, key_function, pack_function
+from gristmill.ops._key import is_plain, key_function, pack_function, problem_key_function
 from gristmill.selection.select import prior_plan, select
 
 NO_KEY = (AttributeError, TypeError, RuntimeError)  # no tensor, unhashable, or without memory
@@ -34,6 +34,7 @@ class Dispatcher:
         self.op: Op = op
         self.objective: Objective = objective
         self.key = key_function(op)
+        self.problem_key = problem_key_function(op)
         self.pack = pack_function(op)
         self.bound: dict[tuple[Any, ...] | None, BoundCall] = {}
         self._built: dict[Any, BoundCall] = {}
@@ -115,6 +116,10 @@ class Dispatcher:
         """Drop every bound call: plans have changed."""
         with self._lock:
             self.bound.clear()
+
+    def is_native(self, plan: Plan) -> bool:
+        """Whether the plan's choice is a plain call of torch's."""
+        return self._implementation(plan.candidate).native
 
     def _implementation(self, candidate: Candidate) -> Implementation:
         return implementation(self.op.name, candidate.implementation)

@@ -39,10 +39,10 @@ class BoundOp:
         self, dispatch: Dispatcher, problem: Problem, plan: Plan, values: tuple[Any, ...]
     ) -> None:
         self.op, self.problem, self.plan = dispatch.op.name, problem, plan
-        self._dispatch, self._key = dispatch, dispatch.key
-        self._device = dispatch.op.device(values)
+        self._dispatch, self._device = dispatch, dispatch.op.device(values)
+        self._key = dispatch.problem_key if dispatch.is_native(plan) else dispatch.key
         with torch.no_grad():  # the key of a call that needs no gradient: others take another path
-            key = dispatch.key(*values)
+            key = self._key(*values)
         self._call_key: Any = object() if key is None else key  # an object equals no key
         self._call: BoundCall = self._first_call
 
@@ -78,7 +78,6 @@ class BoundOp:
 
     def _first_call(self, *values: Any) -> Any:
         self._call = self._dispatch.call_of(self.plan, values)
-        self._dispatch.remember(self._call_key, self._call)
         return self._call(*values)
 
     def __deepcopy__(self, memo: Any) -> BoundOp:

@@ -14,4 +14,4 @@ def _call(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return precise(torch.mm, a, b)
 
 
-matmul = register(OP, "aten", _call, kind="vendor")
+matmul = register(OP, "aten", _call, kind="vendor", native=True)

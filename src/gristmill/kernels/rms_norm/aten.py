@@ -14,4 +14,4 @@ def _call(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Ten
     ).contiguous()  # a strided x may give a strided result
 
 
-rms_norm = register(OP, "aten", _call, kind="vendor")
+rms_norm = register(OP, "aten", _call, kind="vendor", native=True)
