@@ -105,6 +105,20 @@ def test_other_versions_ask_for_revalidation(folder, monkeypatch):
         assert old == plan(bucket="old", provenance='{"torch":"1.0"}', revalidate=True)
 
 
+def test_environments_that_share_a_folder_keep_their_plans(folder, monkeypatch):
+    ours, theirs = plan(reason="ours"), plan(reason="theirs", provenance='{"torch":"1.0"}')
+    for first, second in ((ours, theirs), (theirs, ours)):
+        PlanStore(folder).save_plan(first, FAMILY, {"M": 16})
+        PlanStore(folder).save_plan(second, FAMILY, {"M": 16})
+        assert PlanStore(folder).plan(*KEY, "eager") == ours
+        assert PlanStore(folder).family(KEY[0], FAMILY, KEY[2], "eager") == [({"M": 16}, ours)]
+    monkeypatch.setattr(
+        sys.modules["gristmill.cache.store"], "provenance", lambda: theirs.provenance
+    )
+    assert PlanStore(folder).plan(*KEY, "eager").reason == "theirs"
+    assert not PlanStore(folder).plan(*KEY, "eager").revalidate
+
+
 def test_measurements_are_the_latest_of_each_identity(folder):
     s = PlanStore(folder)
     newest = measurement(BLOCK=64, at=3.0, device_us=1.0)

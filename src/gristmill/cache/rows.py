@@ -40,7 +40,7 @@ CREATE TABLE plans (
     implementation TEXT NOT NULL, config TEXT NOT NULL, source_hash TEXT NOT NULL,
     fallback_implementation TEXT, fallback_config TEXT, evidence TEXT,
     origin TEXT NOT NULL, reason TEXT NOT NULL, provenance TEXT NOT NULL, created_at REAL NOT NULL,
-    PRIMARY KEY (op, bucket, target, objective)
+    PRIMARY KEY (op, bucket, target, objective, provenance)
 );
 CREATE INDEX plans_of_family ON plans (op, family, target, objective);
 CREATE TABLE leases (

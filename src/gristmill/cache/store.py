@@ -73,8 +73,8 @@ class PlanStore:
             _living.add(self)
 
     def plan(self, op: str, bucket_key: str, target_key: str, objective: Objective) -> Plan | None:
-        """The plan kept for a bucket; `revalidate` is set where it was measured under other
-        versions.
+        """The plan kept for a bucket, of these versions before one of others (then `revalidate` is
+        set): environments that share a folder keep theirs.
 
         What was read once is remembered, that there is none included: see `forget`.
         """
@@ -83,7 +83,9 @@ class PlanStore:
         if known is not _UNREAD:
             return known
         found = self._rows(
-            "SELECT * FROM plans WHERE op = ? AND bucket = ? AND target = ? AND objective = ?", key
+            "SELECT * FROM plans WHERE op = ? AND bucket = ? AND target = ? AND objective = ? "
+            "ORDER BY provenance = ? DESC, created_at DESC",
+            (*key, provenance()),
         )
         if found is None:
             return None  # and not remembered: the file may recover
@@ -98,7 +100,9 @@ class PlanStore:
         key = (op, family, target_key, objective)
         where = "op = ? AND family = ? AND target = ? AND objective = ?"
         found: dict[str, tuple[dict[str, int], Plan]] = {}
-        for row in self._rows(f"SELECT * FROM plans WHERE {where} ORDER BY bucket", key) or ():
+        order = "provenance = ?, created_at"  # the last of a bucket stays
+        query = f"SELECT * FROM plans WHERE {where} ORDER BY {order}"
+        for row in self._rows(query, (*key, provenance())) or ():
             axes, plan = self._decode(row, rows.axes), self._plan(row)
             if plan is not None and axes is not None:
                 found[plan.bucket] = (axes, plan)
