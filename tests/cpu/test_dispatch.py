@@ -297,6 +297,10 @@ def test_a_kernel_by_hand_refuses_what_it_would_drop(x, weight, monkeypatch):
     for values in ((x.clone().requires_grad_(), weight), (x.as_subclass(Tagged), weight)):
         with pytest.raises(gm.UnsupportedProblemError, match=r"`x` .*values only.*torch.no_grad"):
             row(*values)
+    with pytest.raises(gm.UnsupportedProblemError, match="stands for more than its values"):
+        torch.func.vmap(lambda v: row(v, weight))(x)
+    with pytest.raises(gm.UnknownOpError, match=r"'acme\.fast'"):
+        implementation("rms_norm", "acme.fast")
 
 
 def test_forgetting_drops_bound_calls(x):

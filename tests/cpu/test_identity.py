@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import time
 
@@ -102,3 +103,51 @@ def test_the_hash_is_cheap():
         source_hash(implementation.op, implementation.source, implementation.module)
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3
+
+
+ALONE = """
+import sys
+from gristmill.core.registry import implementation, implementations
+op, name, everything = sys.argv[1:]
+if everything == "1":
+    import gristmill.tuning.runner, gristmill.bench.suite, gristmill.testing
+    implementations("matmul"), implementations("rms_norm")
+print(implementation(op, name).source_hash)
+"""
+
+
+@pytest.mark.parametrize(("op", "name"), [("matmul", "aten"), ("rms_norm", "row")])
+def test_the_hash_is_the_same_whatever_else_is_imported(op, name):
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", ALONE, op, name, everything],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for everything in ("0", "1")
+    }
+    assert len(found) == 1
+
+
+THREADS = """
+import importlib, os, threading
+import torch
+from gristmill.core import registry
+def everything(): registry.implementations("rms_norm"), registry.implementations("matmul")
+def one(): registry.implementation("matmul", "tiled")
+def module(): importlib.import_module("gristmill.kernels.rms_norm.row")
+threads = [threading.Thread(target=f) for f in (everything, one, module, everything, one, module)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(30)
+print([t.is_alive() for t in threads].count(True), flush=True)
+os._exit(0)
+"""
+
+
+def test_threads_may_import_kernels_in_any_order():
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", THREADS], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "0", done.stderr

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import gristmill as gm
 from gristmill import settings
-from gristmill.cache.store import PlanStore
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementations, load
 from gristmill.core.target import named_target
@@ -21,7 +21,6 @@ from gristmill.measure.isolation import Child, ChildDied
 from gristmill.measure.lease import device_lease
 from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.measurer import Measurer
-from gristmill.tuning.runner import Budget, TuningRun
 
 
 @pytest.fixture
@@ -203,13 +202,30 @@ def test_a_device_is_leased_to_one_at_a_time(tmp_path):
         assert unseen
 
 
-def test_no_tuning_beside_another_tuner(problem, tmp_path):
+def test_no_tuning_beside_another_tuner(faulty, tmp_path, monkeypatch):
     cpu = torch.device("cpu")
-    run = TuningRun(load("twice"), problem, cpu, PlanStore(tmp_path), Budget(0.5))
-    with (
-        settings.override(lock_dir=tmp_path),
-        device_lease(cpu, tmp_path, 0.0),
-        pytest.raises(TuningError, match="another process has measured on cpu"),
-    ):
-        run.run()
-    assert not run.result.outcomes
+    monkeypatch.setattr("gristmill.tuning.runner.DEVICE_WAIT_S", 0.3)
+    values = (torch.ones(64, 63),)
+    with settings.override(lock_dir=tmp_path), device_lease(cpu, tmp_path, 0.0):
+        with pytest.raises(TuningError, match="another process is measuring on cpu"):
+            gm.tune("twice", values)
+        bound = gm.get_op("twice", values)
+    assert bound.plan.origin == "vendor"
+    assert "another process is measuring on cpu: ask again later" in bound.plan.reason
+
+
+def test_what_a_lost_compile_server_was_asked_is_answered_at_once(problem):
+    target = named_target("sm_90")
+    impl = next(i for i in _implementations() if i.name == "triton_none")
+    configs = [{"BLOCK": b, "ODD": False} for b in (256, 512, 1024)]
+    candidates = [Candidate(impl.name, impl.config(c, problem, target)) for c in configs]
+    with CompilePool(problem, target, jobs=1) as pool:
+        pool.submit(candidates[0])
+        pool.submit(candidates[1])
+        pool._child._process.kill()
+        pool._child._process.wait()
+        pool.submit(candidates[2])
+        start = time.monotonic()
+        done = dict(pool.collect() for _ in range(3))
+    assert [done[c].status for c in candidates] == ["crash", "crash", "ok"]
+    assert time.monotonic() - start < 25

@@ -49,11 +49,12 @@ def test_a_faulty_kernel_is_a_row(faulty, cuda, monkeypatch, name, statuses, rea
     assert int((alive * 2).sum()) == 56
 
 
-def test_tuning_through_faulty_kernels_ends_with_the_right_one(faulty, cuda, tmp_path):
+def test_tuning_through_faulty_kernels_ends_with_the_right_one(faulty, cuda, tmp_path, monkeypatch):
+    monkeypatch.setattr("gristmill.tuning.measurer.FIRST_TIMEOUT_S", 30.0)
     op = load("twice")
     problem = op.problem((torch.ones(64, 64, device=cuda),))
     store = PlanStore(tmp_path)
-    with settings.override(candidate_timeout_s=4.0, cache_dir=tmp_path):
+    with settings.override(candidate_timeout_s=10.0, cache_dir=tmp_path):
         result = TuningRun(op, problem, cuda, store, Budget(seconds=100.0, trials=9)).run()
     by_name: dict[str, set[str]] = {}
     for candidate, outcome in result.outcomes.items():

@@ -37,7 +37,7 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
     if implementation.call is not None:
         return implementation.call
     if implementation.build is not None:
-        return _values_only(implementation.built(implementation.op.problem(values)))
+        return implementation.built(implementation.op.problem(values))
     outputs, workspace = implementation.allocate(values, config)
     launches = [
         launch
@@ -72,18 +72,6 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
         scope["current"] = torch._C._cuda_getDevice
     exec(source, scope)
     return scope["call"]
-
-
-def _values_only(compiled: BoundCall) -> BoundCall:
-    """A compiled function that sees the same kind of tensors in every mode: Dynamo guards on grad
-    mode, inference mode, `Parameter` and `requires_grad`, and compiles again where one changes."""
-
-    def call(*values: Any) -> Any:
-        plain = [v.detach() if isinstance(v, torch.Tensor) else v for v in values]
-        with torch.inference_mode(False), torch.no_grad():
-            return compiled(*plain)
-
-    return call
 
 
 def _unbound(implementation: Implementation, config: Config) -> BoundCall:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from gristmill import settings
 from gristmill.core.config import Config, Value
@@ -148,6 +150,10 @@ class Implementation:
             InvalidConfigError: `config` has an unknown key, a bad value or breaks a constraint.
         """
         values = self.op.bind(args, kwargs)
+        if not self.native:
+            self._refuse_more_than_values(values)
+        elif config is None and self.call is not None:
+            return self.call(*values)  # whatever the tensors stand for
         problem, target = self.op.problem(values), device_target(self.op.device(values))
         reason = self.why_not(problem, target)
         if reason is not None:
@@ -160,17 +166,27 @@ class Implementation:
             return self.call(*values)
         if self.build is not None:
             return self.built(problem)(*values)
-        self._refuse_more_than_values(values)
         assert self.executor is not None
         outputs, workspace = self.allocate(values, chosen)
         self.executor().run(self.launches(values, outputs, workspace, chosen))
         return outputs if len(outputs) != 1 else outputs[0]
 
     def built(self, problem: Problem) -> Callable[..., Any]:
-        """What `build` makes for a problem, made once in a process."""
+        """What `build` makes for a problem, made once in a process.
+
+        It sees the same kind of tensors in every mode: Dynamo guards on grad mode, inference mode,
+        `Parameter` and `requires_grad`, and compiles again where one changes.
+        """
         assert self.build is not None
         if problem not in self._built:
-            self._built[problem] = self.build(problem)
+            compiled = self.build(problem)
+
+            def call(*values: Any) -> Any:
+                plain = [v.detach() if isinstance(v, torch.Tensor) else v for v in values]
+                with torch.inference_mode(False), torch.no_grad():
+                    return compiled(*plain)
+
+            self._built[problem] = call
         return self._built[problem]
 
     @cached_property
@@ -184,8 +200,10 @@ class Implementation:
                 continue
             if torch.is_grad_enabled() and value.requires_grad:
                 reason = "requires a gradient"
-            elif type(value) not in PLAIN_TYPES:
-                reason = f"is a {type(value).__name__}"
+            elif forward_ad.unpack_dual(value).tangent is not None:
+                reason = "carries a tangent"
+            elif type(value) not in PLAIN_TYPES or is_functorch_wrapped_tensor(value):
+                reason = f"is a {type(value).__name__} that stands for more than its values"
             else:
                 continue
             raise UnsupportedProblemError(

@@ -89,32 +89,31 @@ def load(name: str) -> Op:
     Raises:
         UnknownOpError: no such op; the message suggests near names.
     """
-    if name in _ops:
-        return _ops[name]
-    with _lock:
+    # No lock of ours is held while importing: Python's import locks order the threads, and a module
+    # that another thread is importing takes ours to register.
+    if name not in _ops:
         if name.isidentifier() and importlib.util.find_spec(f"gristmill.specs.{name}"):
             import_module(f"gristmill.specs.{name}")
         else:
             _load_entry_points()
-        if name not in _ops:
-            known = op_names()
-            raise UnknownOpError(
-                f"`op` is {name!r}; known ops are {', '.join(known)}.{did_you_mean(name, known)}"
-            )
-        return _ops[name]
+    if name not in _ops:
+        known = op_names()
+        raise UnknownOpError(
+            f"`op` is {name!r}; known ops are {', '.join(known)}.{did_you_mean(name, known)}"
+        )
+    return _ops[name]
 
 
 def implementations(op: str) -> tuple[Implementation, ...]:
     """Every implementation of an op, by name: ours and third parties'."""
     load(op)
-    with _lock:
-        if op not in _complete:
-            if importlib.util.find_spec(f"gristmill.kernels.{op}"):
-                package = import_module(f"gristmill.kernels.{op}")
-                for module in pkgutil.iter_modules(package.__path__):
-                    import_module(f"{package.__name__}.{module.name}")
-            _load_entry_points()
-            _complete.add(op)
+    if op not in _complete:
+        if importlib.util.find_spec(f"gristmill.kernels.{op}"):
+            package = import_module(f"gristmill.kernels.{op}")
+            for module in pkgutil.iter_modules(package.__path__):
+                import_module(f"{package.__name__}.{module.name}")
+        _load_entry_points()
+        _complete.add(op)
     return tuple(impl for _, impl in sorted(_implementations.get(op, {}).items()))
 
 
@@ -122,10 +121,12 @@ def implementation(op: str, name: str) -> Implementation:
     """One implementation of an op. Where a file of ours has its name, no other is imported: a
     process that has its plans pays for what they name (10 ms for every kernel and plug-in)."""
     load(op)
-    known = _implementations.setdefault(op, {})
+    with _lock:
+        known = _implementations.setdefault(op, {})
     if name not in known and op not in _complete:
         home = f"gristmill.kernels.{op}"
-        if importlib.util.find_spec(home) and importlib.util.find_spec(f"{home}.{name}"):
+        ours = name.isidentifier() and importlib.util.find_spec(home)
+        if ours and importlib.util.find_spec(f"{home}.{name}"):
             import_module(f"{home}.{name}")
         if name not in known:
             implementations(op)
@@ -147,14 +148,15 @@ def import_module(name: str) -> Any:
 
 
 _entry_points_loaded = False
+_entry_points_thread: int | None = None
 
 
 def _load_entry_points() -> None:
-    """Import what third parties offer; what fails is left out, and said once."""
-    global _entry_points_loaded
-    if _entry_points_loaded:
-        return
-    _entry_points_loaded = True
+    """Import what third parties offer; what fails is left out, and said."""
+    global _entry_points_loaded, _entry_points_thread
+    if _entry_points_loaded or _entry_points_thread == threading.get_ident():
+        return  # a plug-in may ask for an op while it is imported
+    _entry_points_thread = threading.get_ident()
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             point.load()
@@ -167,3 +169,4 @@ def _load_entry_points() -> None:
                 PluginWarning,
                 stacklevel=2,
             )
+    _entry_points_loaded = True  # at the end: another thread waits in Python's import locks

@@ -46,11 +46,15 @@ class Permission:
     def enter(self) -> None:
         """Withdraw what is allowed, until `leave`."""
         with self._lock:
-            self._holders += 1
             self.epoch |= 1
-            setting = self.read()
-            if setting not in self.full:
-                self._saved = self._withdraw(setting)
+            try:
+                setting = self.read()
+                if setting not in self.full:
+                    self._saved = self._withdraw(setting)
+            except BaseException:
+                self.epoch += not self._holders
+                raise
+            self._holders += 1
 
     def leave(self) -> None:
         """The last to leave puts the user's setting back."""

@@ -83,7 +83,18 @@ def _usable(op: Op, plan: Plan, problem: Problem, target: Target) -> Plan | None
     ):
         return None
     fallback = _valid(op, plan.fallback, problem, target) if plan.fallback else None
+    if fallback is not None and fallback != candidate and not _measured(op, plan, fallback):
+        fallback = None
     return replace(plan, candidate=candidate, fallback=fallback)
+
+
+def _measured(op: Op, plan: Plan, candidate: Candidate) -> bool:
+    """Whether a candidate was measured for the plan's bucket with its source as it is."""
+    current = implementation(op.name, candidate.implementation).source_hash
+    return any(
+        m.candidate == candidate and m.source_hash == current and m.outcome.ok
+        for m in store().measurements(op.name, plan.bucket, plan.target)
+    )
 
 
 def _valid(op: Op, candidate: Candidate, problem: Problem, target: Target) -> Candidate | None:

@@ -82,14 +82,22 @@ class CompilePool:
 
     def submit(self, candidate: Candidate) -> None:
         """Start compiling a candidate."""
+        if self._pending and not self._child.alive:
+            self._lose("the compile server has ended")
         self._next += 1
         self._pending[self._next] = candidate
         try:
             self._child.send(
                 {**self._base, "id": self._next, "candidate": candidate_to_json(candidate)}
             )
-        except ChildDied:
-            self._child.stop()  # `collect` finds the pending ones unanswered
+        except (ChildDied, ChildTimedOut) as error:
+            self._lose(str(error))
+
+    def _lose(self, reason: str) -> None:
+        """What was asked of a server that is gone: a new one knows nothing of it."""
+        self._child.stop()
+        self._lost += [(c, Outcome("crash", reason)) for c in self._pending.values()]
+        self._pending.clear()
 
     def collect(self) -> tuple[Candidate, Outcome]:
         """The next candidate that is done, in any order (there must be one pending)."""
@@ -100,9 +108,7 @@ class CompilePool:
                 answer = self._child.receive(self._timeout_s + 30.0)
                 return self._pending.pop(answer["id"]), Outcome.from_json(answer["outcome"])
             except (ChildDied, ChildTimedOut) as error:
-                self._child.stop()  # a new one knows nothing of what was asked of this one
-                self._lost = [(c, Outcome("crash", str(error))) for c in self._pending.values()]
-                self._pending.clear()
+                self._lose(str(error))
         return self._lost.pop()
 
     def __enter__(self) -> Self:

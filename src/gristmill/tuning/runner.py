@@ -38,6 +38,7 @@ from gristmill.tuning.strategies import Strategy, make_strategy
 
 FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
 STORED = 4  # best candidates of an earlier run that a run starts with
+DEVICE_WAIT_S = 10.0  # for another tuner on the device; then selection has to do without
 RACES = 3  # at most, where all the Triton finalists of one fall in it
 RACE_SHARE = 0.2  # of the budget in seconds, kept for the last race
 SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budget
@@ -140,7 +141,8 @@ class TuningRun:
         self.observer.started(str(self.problem), self.budget.seconds, self.budget.trials)
         try:
             self._search_and_race()
-            self._decide()
+            if not self.result.skipped:
+                self._decide()
         finally:
             self._save_measurements()
             self.observer.ended(self._summary())
@@ -148,13 +150,12 @@ class TuningRun:
 
     def _search_and_race(self) -> None:
         try:
-            folder, wait_s = settings.current().lock_dir, self.budget.seconds
+            folder = settings.current().lock_dir
+            wait_s = min(self.budget.seconds, DEVICE_WAIT_S)
             with device_lease(self.device, folder, wait_s) as mine:
                 if not mine:
-                    raise TuningError(
-                        f"another process has measured on {self.device} for the whole budget of "
-                        f"{self.budget.seconds:.0f} s. Try again when it has ended."
-                    )
+                    self.result.skipped = f"another process is measuring on {self.device}"
+                    return
                 with self._measurer, CompilePool(self.problem, self.target) as pool:
                     self._start = time.monotonic()
                     self._measure_all(pool)
@@ -330,6 +331,8 @@ class TuningRun:
         entries = [(c, self.result.outcomes[c], self._verified[c]) for c in pool]
         known = self.store.plan(self.op.name, self.bucket.key, self.target.key, objective)
         incumbent = known.candidate if known else None
+        if self.result.interrupted and known is not None and self._still_holds(known):
+            return known
         best = choose(self.op.name, entries, objective, incumbent)
         if best is None:
             return None
@@ -353,6 +356,14 @@ class TuningRun:
             reason=reason + (" (interrupted: no last race)" if self.result.interrupted else ""),
             provenance=INTERRUPTED if self.result.interrupted else provenance(),
         )
+
+    def _still_holds(self, plan: Plan) -> bool:
+        """Whether a stored plan is of a whole search, of the sources as they are, and did not fail
+        just now."""
+        outcome = self.result.outcomes.get(plan.candidate)
+        failed = outcome is not None and outcome.status not in ("ok", "slow")
+        source = implementation(self.op.name, plan.candidate.implementation).source_hash
+        return not (plan.revalidate or failed) and plan.source_hash == source
 
     def _save_measurements(self) -> None:
         rows: list[Any] = []
@@ -378,6 +389,8 @@ class TuningRun:
     def _summary(self) -> str:
         outcomes = self.result.outcomes.values()
         failed = sum(o.status not in ("ok", "slow") for o in outcomes)
+        if self.result.skipped:
+            return f"not tuned: {self.result.skipped}"
         text = f"{counted(len(outcomes), 'candidate')} in {self.result.seconds:.1f} s"
         if failed:
             text += f", {failed} failed"
