@@ -22,9 +22,10 @@ from gristmill.measure.statistics import never_slower, paired_ratio, tied
 from gristmill.ops._dispatch import forget
 from gristmill.selection.explain import explain_problem
 from gristmill.selection.select import select
+from gristmill.tuning.budget import Budget
 from gristmill.tuning.choose import choose
 from gristmill.tuning.measurer import Measurer
-from gristmill.tuning.runner import Budget, TuningRun
+from gristmill.tuning.runner import TuningRun
 from gristmill.tuning.strategies import make_strategy
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ from gristmill.cache.store import PlanStore
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
+from gristmill.tuning.budget import Budget
 from gristmill.tuning.measurer import Measurer
-from gristmill.tuning.runner import Budget, TuningRun
+from gristmill.tuning.runner import TuningRun
 
 
 def _candidate(name, problem, device):

@@ -100,8 +100,7 @@ class PlanStore:
         key = (op, family, target_key, objective)
         where = "op = ? AND family = ? AND target = ? AND objective = ?"
         found: dict[str, tuple[dict[str, int], Plan]] = {}
-        order = "provenance = ?, created_at"  # the last of a bucket stays
-        query = f"SELECT * FROM plans WHERE {where} ORDER BY {order}"
+        query = f"SELECT * FROM plans WHERE {where} ORDER BY provenance = ?, created_at"
         for row in self._rows(query, (*key, provenance())) or ():
             axes, plan = self._decode(row, rows.axes), self._plan(row)
             if plan is not None and axes is not None:

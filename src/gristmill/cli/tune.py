@@ -36,7 +36,7 @@ from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops.get_op import tune
 from gristmill.selection.explain import explain_problem
-from gristmill.tuning.runner import TuningResult
+from gristmill.tuning.budget import TuningResult
 
 app = typer.Typer(add_completion=False)
 

@@ -9,13 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gristmill.tuning.budget import Budget, TuningResult
     from gristmill.tuning.progress import observer
-    from gristmill.tuning.runner import Budget, TuningResult, TuningRun
+    from gristmill.tuning.runner import TuningRun
     from gristmill.tuning.strategies import check_strategy
 
 _HOMES = {
-    "Budget": "runner",
-    "TuningResult": "runner",
+    "Budget": "budget",
+    "TuningResult": "budget",
     "TuningRun": "runner",
     "check_strategy": "strategies",
     "observer": "progress",

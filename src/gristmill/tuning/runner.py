@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -28,8 +27,9 @@ from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target, device_target
-from gristmill.errors import InvalidInputError, TuningError
+from gristmill.errors import TuningError
 from gristmill.measure.lease import device_lease
+from gristmill.tuning.budget import Budget, TuningResult
 from gristmill.tuning.choose import Samples, choose
 from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.measurer import Measurer
@@ -42,49 +42,6 @@ DEVICE_WAIT_S = 10.0  # for another tuner on the device; then selection has to d
 RACES = 3  # at most, where all the Triton finalists of one fall in it
 RACE_SHARE = 0.2  # of the budget in seconds, kept for the last race
 SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budget
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much a run may spend: seconds of wall clock, and Triton candidates (`None`: as many as
-    fit).
-
-    Vendor calls and the compiled reference are always measured: they are what the plan must not be
-    slower than.
-    """
-
-    seconds: float = 60.0
-    trials: int | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.seconds, bool) or not isinstance(self.seconds, (int, float)):
-            raise InvalidInputError(
-                f"`budget` is {self.seconds!r}; it needs a number of seconds. Pass a float."
-            )
-        if self.trials is not None and type(self.trials) is not int:
-            raise InvalidInputError(
-                f"`trials` is {self.trials!r}; it needs an int or None. Pass one."
-            )
-        if not self.seconds > 0:
-            raise InvalidInputError(
-                f"`budget` is {self.seconds} seconds; it needs a positive number. Raise it."
-            )
-        if self.trials is not None and self.trials < 1:
-            raise InvalidInputError(
-                f"`trials` is {self.trials}; it needs at least 1, or None for no limit. Raise it."
-            )
-
-
-@dataclass
-class TuningResult:
-    """What a run gave: every candidate's outcome, the plans by objective, and whether it was
-    interrupted."""
-
-    outcomes: dict[Candidate, Outcome] = field(default_factory=dict, repr=False)
-    plans: dict[Objective, Plan] = field(default_factory=dict)
-    interrupted: bool = False
-    skipped: str = ""  # why nothing was run
-    seconds: float = 0.0
 
 
 class TuningRun:
