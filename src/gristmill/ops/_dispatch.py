@@ -75,10 +75,14 @@ class Dispatcher:
         if built is None:
             return fallback
 
+        tensors = [i for i, v in enumerate(values) if isinstance(v, torch.Tensor)]
+
         def call(*values: Any) -> Any:
-            # Dynamo would compile again for inference tensors: they have other dispatch keys.
-            inference = any(isinstance(v, torch.Tensor) and v.is_inference() for v in values)
-            return fallback(*values) if inference else built(*values)
+            for index in tensors:
+                # Dynamo would compile again for inference tensors: they have other dispatch keys.
+                if values[index].is_inference():
+                    return fallback(*values)
+            return built(*values)
 
         return call
 
