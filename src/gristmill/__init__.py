@@ -13,19 +13,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gristmill.errors import (
+    ArtifactError,
+    CacheError,
+    CompileError,
+    GristmillError,
+    InvalidConfigError,
+    InvalidInputError,
+    RegistrationError,
+    TuningError,
+    UnknownOpError,
+    UnsupportedProblemError,
+)
+
 if TYPE_CHECKING:
-    from gristmill.errors import (
-        ArtifactError,
-        CacheError,
-        CompileError,
-        GristmillError,
-        InvalidConfigError,
-        InvalidInputError,
-        RegistrationError,
-        TuningError,
-        UnknownOpError,
-        UnsupportedProblemError,
-    )
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
@@ -33,27 +34,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name lives: imported at its first use, so that `import gristmill` costs next to
-# nothing.
-_HOMES = {
-    "gristmill.ops.explain": ("explain",),
-    "gristmill.ops.get_op": ("BoundOp", "get_op", "tune"),
-    "gristmill.ops.matmul": ("matmul",),
-    "gristmill.ops.rms_norm": ("rms_norm",),
-    "gristmill.errors": (
-        "ArtifactError",
-        "CacheError",
-        "CompileError",
-        "GristmillError",
-        "InvalidConfigError",
-        "InvalidInputError",
-        "RegistrationError",
-        "TuningError",
-        "UnknownOpError",
-        "UnsupportedProblemError",
-    ),
+# Where the other public names live: imported at their first use, so that `import gristmill` costs
+# next to nothing.
+_HOME = {
+    "BoundOp": "gristmill.ops.get_op",
+    "explain": "gristmill.ops.explain",
+    "get_op": "gristmill.ops.get_op",
+    "matmul": "gristmill.ops.matmul",
+    "rms_norm": "gristmill.ops.rms_norm",
+    "tune": "gristmill.ops.get_op",
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ArtifactError",

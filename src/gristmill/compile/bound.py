@@ -90,7 +90,7 @@ def _maker(
 ) -> str:
     """The expression that allocates a tensor like `tensors[name]`, in the cheapest way.
 
-    `empty_like` of an argument costs 1.4 us, `new_empty` 1.6, `empty` 2.2.
+    `empty_like` of an argument costs 0.9 us, `new_empty` 1.3, `empty` 1.7 (CPU tensors here).
     """
     spec = TensorSpec.of(tensors[name])
     arguments = {n: t for n, t in tensors.items() if n in names}

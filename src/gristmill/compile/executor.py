@@ -24,8 +24,6 @@ from gristmill.core.launch import Launch, TensorMap
 from gristmill.core.target import Target
 from gristmill.errors import CompileError
 
-MAX_GRID_YZ = 65_535
-
 
 @dataclass(frozen=True)
 class Binary:

@@ -1,9 +1,8 @@
 """The hot path of a launch: a function generated for one loaded kernel, from addresses to the
 driver.
 
-Generated, because what a general function does for each argument (is it a tensor, which one, copy
-the list) costs more than the driver's own call: 2.9 of 8.2 us on an H200 machine
-(docs/performance/dispatch.md).
+Generated, so that no call asks of each argument whether it is a tensor, and which one, and copies a
+list; docs/performance/dispatch.md has the host time with and without.
 """
 
 from __future__ import annotations
@@ -94,8 +93,7 @@ def _takes_direct(run: Any) -> bool:
     """Whether the launcher's C function can be called without its Python wrapper, which allocates
     scratch memory first.
 
-    The wrapper costs 1 us. Its C function has this signature in Triton 3.6 alone: others take the
-    public way.
+    Its C function has this signature in Triton 3.6 alone: others take the public way.
     """
     return (
         triton.__version__.startswith("3.6.")

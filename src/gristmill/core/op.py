@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -85,7 +85,6 @@ class Op:
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
     matrix: bool = False
     sized: Callable[[Mapping[str, int], str], Problem] | None = None
-    doc: str = field(default="")
 
     @cached_property
     def parsed(self) -> Any:

@@ -79,7 +79,7 @@ def call_key({", ".join(op.names)}):
 
 def problem_key_function(op: Op) -> Callable[..., tuple[Any, ...]]:
     """The part of the call key that says which problem it is: shapes, strides, dtypes, devices and
-    scalars. All that a call of torch's own needs (0.8 us less than the whole)."""
+    scalars. All that a call of torch's own needs (0.7 us; the whole key takes 1.6, on 2 cores)."""
     scope: dict[str, Any] = {}
     facts = _facts(op, PROBLEM_FACTS)
     exec(f"def problem_key({', '.join(op.names)}):\n    return ({facts},)", scope)
@@ -87,7 +87,7 @@ def problem_key_function(op: Op) -> Callable[..., tuple[Any, ...]]:
 
 
 def _facts(op: Op, facts: Sequence[str]) -> str:
-    """The expressions of a key, generated from the schema: a loop over the arguments takes 2 us."""
+    """The expressions of a key, from the schema, so that no call loops over its arguments."""
     parts: list[str] = []
     for argument in op.parsed.arguments:
         name, kind = argument.name, str(argument.type)

@@ -164,15 +164,5 @@ OP = declare(
         workloads=WORKLOADS,
         matrix=True,
         sized=lambda s, dtype: problem_of(s["M"], s["N"], s["K"], dtype),
-        doc="""Matrix product of `a` (M, K) and `b` (K, N): a contiguous (M, N) of their dtype.
-
-        float16, bfloat16, float32; each operand with a unit stride in either dimension, so `w.t()`
-        as it is. Sums are float32 (IEEE, never TF32), with one rounding at the end; K = 0 gives
-        zeros. Deterministic for a given plan.
-
-        Raises:
-            InvalidInputError: wrong rank, sizes that do not match, mixed dtypes or devices, a
-                forbidden stride.
-        """,
     )
 )

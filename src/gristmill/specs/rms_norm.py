@@ -192,17 +192,5 @@ OP = declare(
         bounds=bounds,
         workloads=WORKLOADS,
         sized=lambda s, dtype: problem_of((s["rows"], s["N"]), dtype),
-        doc="""`x / sqrt(mean(x**2) + eps) * weight` over the last dimension.
-
-        `x` (*batch, N) in float16, bfloat16 or float32, any strides but 1 along N; `weight` (N,) of
-        the same dtype, or None. The result is contiguous, computed in float32, with one rounding at
-        the end: squares have to stay inside float32. A row with a NaN becomes NaN; one with an
-        infinity is NaN there, and 0 or NaN elsewhere. An empty `x`, N = 0 included, gives an empty
-        result. Deterministic. Zhang and Sennrich, 2019.
-
-        Raises:
-            InvalidInputError: a 0-D `x`, a strided last dimension, a `weight` that does not fit, a
-                bad `eps`.
-        """,
     )
 )

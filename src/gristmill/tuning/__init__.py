@@ -1,6 +1,6 @@
 """Search: strategies, trials in isolation, the race and the choice.
 
-The face is lazy: a process that only uses plans pays nothing for the tuner (8 ms).
+The face is lazy: a process that only uses plans does not import the tuner.
 """
 
 from __future__ import annotations

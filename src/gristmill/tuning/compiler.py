@@ -1,8 +1,8 @@
 """Compiles candidates ahead of their trial, in parallel, in processes that never touch the device.
 
-`CompilePool` is the tuner's side. The other is `python -m gristmill.tuning.compiler FD`: a process
-that imports torch and Triton once and forks a child for each candidate (12 ms, against seconds for
-a new interpreter), so that a compiler that crashes or hangs takes only its candidate along.
+`CompilePool` is the tuner's side. The other is this module run by `isolation.Child`: a process that
+imports torch and Triton once and forks a child for each candidate (10 ms, against seconds for a new
+interpreter), so that a compiler that crashes or hangs takes only its candidate along.
 Binaries land in Triton's disk cache, where the worker finds them.
 """
 

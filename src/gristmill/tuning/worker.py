@@ -1,5 +1,5 @@
-"""The process that runs candidates, one for each device: `python -m gristmill.tuning.worker FD`,
-driven by `measurer`."""
+"""The process that runs candidates, one for each device: run by `isolation.Child`, driven by
+`measurer`."""
 
 from __future__ import annotations
 

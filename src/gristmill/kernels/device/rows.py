@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
 from gristmill.core.problem import TensorSpec
 
 MAX_LEADING = 3
+MAX_ROWS = 2**31 - 1  # a program for each: the longest grid
 
 
 def collapse_rows(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
@@ -24,6 +27,17 @@ def collapse_rows(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
         else:
             merged.append((size, stride))
     return tuple(merged) or ((1, 0),)
+
+
+def why_not_rows(spec: TensorSpec) -> str | None:
+    """Why the rows of `x` cannot be walked by `row_offset`, or `None`."""
+    dims, n_rows = len(collapse_rows(spec)), math.prod(spec.shape[:-1])
+    if dims > MAX_LEADING:
+        return (
+            f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} "
+            "can be walked"
+        )
+    return f"{n_rows} rows are more than {MAX_ROWS}" if n_rows > MAX_ROWS else None
 
 
 def leading_arguments(spec: TensorSpec) -> tuple[int, ...]:

@@ -21,16 +21,15 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
 from gristmill.kernels.device.rows import (
-    MAX_LEADING,
     collapse_rows,
     leading_arguments,
     row_offset,
+    why_not_rows,
 )
 from gristmill.specs.rms_norm import OP, rows
 
 MAX_VALUES_PER_THREAD = 64  # float32 registers that hold the tile; above, the compiler spills
 MAX_WIDTH = 4096
-MAX_ROWS = 2**31 - 1  # a program for each, where a tile is one row: the longest grid
 
 
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
@@ -131,17 +130,10 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
 
 def supports(problem: Problem, target: Target) -> str | None:
     del target
-    dims, width = len(collapse_rows(problem["x"])), problem["x"].shape[-1]
+    width = problem["x"].shape[-1]
     if width > MAX_WIDTH:
         return f"rows of {width} values are wider than {MAX_WIDTH}"
-    if dims > MAX_LEADING:
-        return (
-            f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} "
-            "can be walked"
-        )
-    if rows(problem) > MAX_ROWS:
-        return f"{rows(problem)} rows are more than {MAX_ROWS}"
-    return None
+    return why_not_rows(problem["x"])
 
 
 def _launch(
