@@ -29,13 +29,13 @@ from gristmill.bench.overhead import host_times
 from gristmill.bench.providers import default_names
 from gristmill.bench.report import ceilings_text, print_compact
 from gristmill.bench.results import Report
-from gristmill.bench.roofline import Ceilings
 from gristmill.bench.stamp import Stamp
 from gristmill.bench.startup import cached_get_op, import_ms
 from gristmill.bench.suite import bench, fits_cpu
 from gristmill.core.op import Op, Workload
 from gristmill.core.problem import TensorSpec
 from gristmill.core.registry import implementations, load
+from gristmill.measure.ceilings import Ceilings
 from gristmill.ops.get_op import tune
 
 PARTS = ("rms_norm", "overhead", "matmul")  # overhead asks for plans of the first

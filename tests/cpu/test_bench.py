@@ -15,12 +15,13 @@ from rich.console import Console
 from gristmill.bench import checking, runner
 from gristmill.bench.providers import GRISTMILL, Provider, default_names, plain_call
 from gristmill.bench.report import print_compact, print_report
-from gristmill.bench.roofline import Ceilings, roofline
+from gristmill.bench.roofline import roofline
 from gristmill.bench.suite import bench, fits_cpu
 from gristmill.core.op import Cost, Workload
 from gristmill.core.problem import TensorSpec
 from gristmill.core.registry import load
 from gristmill.errors import InvalidInputError
+from gristmill.measure.ceilings import Ceilings
 from gristmill.specs.matmul import problem_of as matmul_problem
 from gristmill.specs.rms_norm import problem_of
 
@@ -238,8 +239,8 @@ def test_the_roofline_is_the_longer_of_bytes_and_operations():
 
 
 def test_ceilings_are_measured_here(monkeypatch):
-    monkeypatch.setattr("gristmill.bench.roofline.COPY_BYTES", {"cpu": 1 << 20})
-    monkeypatch.setattr("gristmill.bench.roofline.MATRIX_SIZE", {"cpu": 64})
+    monkeypatch.setattr("gristmill.measure.ceilings.COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr("gristmill.measure.ceilings.MATRIX_SIZE", {"cpu": 64})
     ceilings = Ceilings(CPU)
     assert ceilings.copy_bytes_per_s > 0
     assert ceilings.matrix(torch.float32) == ceilings.matrix(torch.float32) > 0

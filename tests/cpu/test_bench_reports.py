@@ -15,11 +15,11 @@ import torch
 
 from gristmill.bench import overhead, startup, tables, tree
 from gristmill.bench.results import Report, Result, Row, Versus
-from gristmill.bench.roofline import Ceilings
 from gristmill.bench.stamp import Stamp
 from gristmill.bench.suite import bench
 from gristmill.core.op import Workload
 from gristmill.core.registry import load
+from gristmill.measure.ceilings import Ceilings
 from gristmill.specs.rms_norm import problem_of
 
 ROOT = Path(__file__).parents[2]

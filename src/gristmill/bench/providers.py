@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from gristmill.bench.roofline import copy_call
 from gristmill.cache.store import store
 from gristmill.compile.bound import bind
 from gristmill.core.implementation import Implementation
@@ -18,6 +17,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, UnsupportedProblemError, did_you_mean
+from gristmill.measure.ceilings import copy_call
 from gristmill.ops.get_op import get_op
 
 GRISTMILL = "gristmill"

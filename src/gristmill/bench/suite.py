@@ -9,10 +9,10 @@ import torch
 
 from gristmill.bench.providers import check_names, default_names
 from gristmill.bench.results import Report, Result
-from gristmill.bench.roofline import Ceilings
 from gristmill.bench.runner import run_workload
 from gristmill.bench.stamp import Stamp
 from gristmill.core.op import Op, Workload
+from gristmill.measure.ceilings import Ceilings
 
 CPU_LIMIT_FLOPS = 20e9
 CPU_LIMIT_BYTES = 64 << 20

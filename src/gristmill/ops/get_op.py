@@ -140,7 +140,7 @@ def get_op(
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
     if (budget_s, trials, strategy) != (None, None, "auto"):  # wrong ones are wrong with a plan too
         _limits(budget_s, trials, strategy)
-    if policy == "now" and _wants_tuning(plan) and not _refuses_tuning():
+    if policy == "now" and _wants_tuning(plan) and not tuning.refusal():
         store().forget()  # another process may have tuned it meanwhile
         plan = select(spec, problem, target, objective)
         if _wants_tuning(plan):
@@ -176,7 +176,7 @@ def tune(
         KeyboardInterrupt: after keeping what was measured.
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
-    reason = _refuses_tuning()
+    reason = tuning.refusal()
     if reason:
         raise TuningError(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
@@ -220,19 +220,6 @@ def _limits(seconds: float | None, trials: int | None, strategy: str) -> tuning.
 def _wants_tuning(plan: Plan) -> bool:
     """Whether a plan was not measured for its bucket, or under other versions."""
     return plan.origin != "tuned" or plan.revalidate
-
-
-def _refuses_tuning() -> str:
-    """Why this is no time to tune, or an empty string."""
-    if torch.compiler.is_compiling():
-        return "under torch.compile"
-    if (
-        torch.cuda.is_available()
-        and torch.cuda.is_initialized()
-        and torch.cuda.is_current_stream_capturing()
-    ):
-        return "during CUDA-graph capture"
-    return ""
 
 
 def _tune(

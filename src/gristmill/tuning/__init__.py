@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gristmill.tuning.budget import Budget, TuningResult
+    from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
     from gristmill.tuning.runner import TuningRun
     from gristmill.tuning.strategies import check_strategy
@@ -20,9 +21,10 @@ _HOMES = {
     "TuningRun": "runner",
     "check_strategy": "strategies",
     "observer": "progress",
+    "refusal": "occasion",
 }
 
-__all__ = ["Budget", "TuningResult", "TuningRun", "check_strategy", "observer"]
+__all__ = ["Budget", "TuningResult", "TuningRun", "check_strategy", "observer", "refusal"]
 
 
 def __getattr__(name: str) -> Any:

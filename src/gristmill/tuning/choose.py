@@ -3,9 +3,10 @@ longer; then the incumbent; then who needs less."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gristmill.core.implementation import Kind
 from gristmill.core.plan import Candidate, Objective, Outcome
 from gristmill.core.registry import implementation
 from gristmill.measure.statistics import SAME_US, tied
@@ -22,9 +23,10 @@ def choose(
     entries: Sequence[tuple[Candidate, Outcome, Samples]],
     objective: Objective,
     incumbent: Candidate | None = None,
+    kind_of: Callable[[Candidate], Kind] | None = None,
 ) -> tuple[Candidate, Outcome, str] | None:
     """The chosen candidate, its outcome, and one sentence why; `None` where nothing measured is
-    right."""
+    right. `kind_of` tells the kind of candidates that are none of the registry's."""
     alive = sorted(
         ((c, o, s) for c, o, s in entries if o.ok and o.device_us is not None),
         key=lambda entry: entry[1].time_us(objective),
@@ -38,9 +40,9 @@ def choose(
 
     def rank(entry: tuple[Candidate, Outcome, Samples]) -> tuple[Any, ...]:
         candidate, outcome, _ = entry
-        kind = implementation(op, candidate.implementation).kind
+        named = kind_of or (lambda c: implementation(op, c.implementation).kind)
         lags = (outcome.device_us or 0.0) > SAME_SHARE * least_us + SAME_US
-        needs = (KIND_RANK[kind], outcome.registers or 0, outcome.shared_bytes or 0)
+        needs = (KIND_RANK[named(candidate)], outcome.registers or 0, outcome.shared_bytes or 0)
         name = (candidate.implementation, candidate.config.key)
         return (lags, candidate != incumbent, *needs, *name)
 
