@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
     from gristmill.ops.rms_norm import rms_norm
+    from gristmill.tuners.autotune import autotune
+    from gristmill.tuners.tuner import TritonAutoTuner
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,8 @@ __version__ = "0.1.0"
 # next to nothing.
 _HOME = {
     "BoundOp": "gristmill.ops.get_op",
+    "TritonAutoTuner": "gristmill.tuners.tuner",
+    "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
     "get_op": "gristmill.ops.get_op",
     "matmul": "gristmill.ops.matmul",
@@ -54,9 +58,11 @@ __all__ = [
     "InvalidConfigError",
     "InvalidInputError",
     "RegistrationError",
+    "TritonAutoTuner",
     "TuningError",
     "UnknownOpError",
     "UnsupportedProblemError",
+    "autotune",
     "explain",
     "get_op",
     "matmul",
