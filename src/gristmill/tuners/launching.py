@@ -49,7 +49,7 @@ class Launches:
         for rules in _heuristics(self._kernel):
             for name, rule in rules.items():
                 keywords[name] = named[name] = rule(dict(named))
-        shape = self._grid(named) if callable(self._grid) else self._grid
+        shape: Any = self._grid(named) if callable(self._grid) else self._grid
         return Call(tuple(int(n) for n in shape), keywords)
 
 

@@ -189,9 +189,7 @@ class TritonAutoTuner:
             skipped = "another process is tuning it" if run is None else run.result.skipped
             raise TuningError(f"{task.name} is not tuned: {skipped}. Wait for it, then ask again.")
         rows = [self._row(c.config, o) for c, o in run.result.outcomes.items()]
-        rows.sort(
-            key=lambda r: (r.status != "ok", math.inf if r.latency_ms is None else r.latency_ms)
-        )
+        rows.sort(key=_rank)
         outcome = run.result.outcomes[plan.candidate]
         return AutoTuneResult(
             best_config=self._values(plan.candidate.config),
@@ -208,7 +206,10 @@ class TritonAutoTuner:
         target = device_target(_on(device, torch.device(device)))
         key = self._key(problem_size, kernel_type, (), {})
         plan: Plan | None = self._store.plan(
-            launching.store_name(self._function), f"|{key}", target.key, OBJECTIVE
+            launching.store_name(self._function),
+            f"|{key},source={self._source_hash}",
+            target.key,
+            OBJECTIVE,
         )
         if plan is None or plan.source_hash != self._source_hash:
             return None
@@ -279,6 +280,10 @@ class TritonAutoTuner:
             bandwidth_gbps=None if rate is None else rate / 1e9,
             bandwidth_utilization=None if rate is None else rate / _copy_bytes_per_s(device),
         )
+
+
+def _rank(row: ConfigResult) -> tuple[bool, float]:
+    return (row.status != "ok", math.inf if row.latency_ms is None else row.latency_ms)
 
 
 @functools.lru_cache(maxsize=8)
