@@ -64,6 +64,8 @@ class Autotuner(TritonAutotuner):
         super().__init__(
             fn, names, configs, list(key), terms.reset_to_zero, terms.restore_value, **of_triton
         )
+        if space is not None:
+            self.configs = []
         self.space, self.terms, self.reference = space, terms, reference
         self.best_plan: Plan | None = None
         self.configs_timings: dict[triton.Config, list[float]] = {}

@@ -103,7 +103,7 @@ def as_space(given: Any) -> Space:
             f"`config_space` is {type(given).__name__}; it can be a dict of lists, a list of dicts "
             "or of `triton.Config`, or a `Space`. Pass one of these."
         )
-    if not space.size:
+    if not space.size or (isinstance(given, Mapping) and not given):
         raise InvalidInputError(
             "`config_space` is empty; it needs at least one config. Add values to its lists."
         )

@@ -216,10 +216,13 @@ class WorkerMeasurer(Measurer):
         return settings.current().candidate_timeout_s
 
     def __enter__(self) -> Self:
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
-        self._task.save(Path(folder))
-        self._base["folder"] = self._base["problem"] = folder
-        return super().__enter__()
+        with ExitStack() as stack:  # closed where the reference raises
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
+            self._task.save(Path(folder))
+            self._base["folder"] = self._base["problem"] = folder
+            super().__enter__()
+            self._stack = stack.pop_all()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         super().__exit__(kind, *exc)
@@ -274,19 +277,21 @@ class LocalMeasurer:
 
     def __enter__(self) -> Self:
         task = self._task
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
-        if self._device.type == "cuda":
-            self._stack.enter_context(torch.cuda.device(self._device))
-        self._trials = KernelTrials(
-            task.function,
-            Copies(task.arguments),
-            task.truth,
-            task.asked,
-            self._device,
-            task.effort,
-            Path(folder),
-            task.hooks,
-        )
+        with ExitStack() as stack:  # as for the worker
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
+            if self._device.type == "cuda":
+                stack.enter_context(torch.cuda.device(self._device))
+            self._trials = KernelTrials(
+                task.function,
+                Copies(task.arguments),
+                task.truth,
+                task.asked,
+                self._device,
+                task.effort,
+                Path(folder),
+                task.hooks,
+            )
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -180,6 +180,8 @@ class TritonAutoTuner:
             KeyboardInterrupt: Ctrl-C; what was measured is kept.
         """
         where = _on(device, launching.device_of((*args, *kwargs.values())))
+        flops = _amount("flops", self.flops, problem_size)
+        size_bytes = _amount("size_bytes", self.size_bytes, problem_size)
         task = self._task(args, kwargs, self._key(problem_size, kernel_type, args, kwargs))
         run = tune(task, where, self._store, **self._limits)
         if run is not None and run.result.interrupted:
@@ -193,7 +195,7 @@ class TritonAutoTuner:
         outcome = run.result.outcomes[plan.candidate]
         return AutoTuneResult(
             best_config=self._values(plan.candidate.config),
-            metrics=self._metrics(outcome, problem_size, where),
+            metrics=_metrics(outcome, flops, size_bytes, where),
             results=tuple(rows),
             checked=self._terms.check,
             reason=plan.reason,
@@ -268,18 +270,19 @@ class TritonAutoTuner:
             self._values(config), outcome.status, latency_ms, outcome.reason, outcome.error
         )
 
-    def _metrics(self, outcome: Outcome, problem_size: Any, device: torch.device) -> KernelMetrics:
-        assert outcome.device_us is not None
-        seconds = outcome.device_us / 1e6
-        flops = _amount("flops", self.flops, problem_size)
-        size_bytes = _amount("size_bytes", self.size_bytes, problem_size)
-        rate = None if size_bytes is None else size_bytes / seconds
-        return KernelMetrics(
-            latency_ms=outcome.device_us / 1e3,
-            throughput_tflops=None if flops is None else flops / seconds / 1e12,
-            bandwidth_gbps=None if rate is None else rate / 1e9,
-            bandwidth_utilization=None if rate is None else rate / _copy_bytes_per_s(device),
-        )
+
+def _metrics(
+    outcome: Outcome, flops: float | None, size_bytes: float | None, device: torch.device
+) -> KernelMetrics:
+    assert outcome.device_us is not None
+    seconds = outcome.device_us / 1e6
+    rate = None if size_bytes is None else size_bytes / seconds
+    return KernelMetrics(
+        latency_ms=outcome.device_us / 1e3,
+        throughput_tflops=None if flops is None else flops / seconds / 1e12,
+        bandwidth_gbps=None if rate is None else rate / 1e9,
+        bandwidth_utilization=None if rate is None else rate / _copy_bytes_per_s(device),
+    )
 
 
 def _rank(row: ConfigResult) -> tuple[bool, float]:
