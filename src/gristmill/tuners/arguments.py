@@ -124,7 +124,7 @@ class Copies:
         self._pristine = [b.memory if owned else b.memory.clone() for b in blocks]
         self._whole = [_guarded(block) for block in blocks]
         self._working = [
-            whole.narrow(0, GUARD_BYTES + block.offset, block.memory.numel())
+            whole.narrow(0, _start(whole, block), block.memory.numel())
             for whole, block in zip(self._whole, blocks, strict=True)
         ]
         self.restore()
@@ -156,8 +156,14 @@ class Copies:
 
 
 def _guarded(block: Block) -> torch.Tensor:
-    size = block.memory.numel() + block.offset + 2 * GUARD_BYTES
+    size = block.memory.numel() + ALIGNED + 2 * GUARD_BYTES
     return torch.empty(size, dtype=torch.uint8, device=block.memory.device)
+
+
+def _start(whole: torch.Tensor, block: Block) -> int:
+    """Where in guarded memory a block has its address modulo `ALIGNED` (a CPU's allocator aligns
+    to less)."""
+    return GUARD_BYTES + (block.offset - whole.data_ptr() - GUARD_BYTES) % ALIGNED
 
 
 class _Memory:

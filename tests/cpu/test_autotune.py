@@ -1,0 +1,332 @@
+"""What `gristmill.autotune` does without a launch: arguments and kernels that travel, spaces, keys,
+torch.compile, and what a cached call costs the host."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.language import cdiv as up
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+import gristmill as gm
+from gristmill.core.config import Config
+from gristmill.core.problem import Problem
+from gristmill.core.space import Space, choice
+from gristmill.core.target import named_target
+from gristmill.errors import GristmillError, InvalidConfigError
+from gristmill.tuners.arguments import Arguments, CannotTravelError, Copies
+from gristmill.tuners.choices import Choices, as_space, keywords, label, triton_config
+from gristmill.tuners.travel import module_source, pack, source_hash, unpack
+from gristmill.tuners.trial import Call
+from gristmill.tuners.truth import judge
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
+users = pytest.importorskip("users_kernels")
+
+CONFIGS = [triton.Config({"BLOCK": b}, num_warps=w) for b in (64, 128) for w in (2, 4)]
+PROBLEM, TARGET = Problem("kernel:test", ()), named_target("sm_90")
+
+
+# --------------------------------------------------------------------------------- arguments
+
+
+def through_json(arguments, folder):
+    return Arguments.load(folder, json.loads(json.dumps(arguments.save(folder, "a"))))
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_copies_keep_layout_overlap_alignment_and_everything_else(tmp_path, crossed):
+    memory = torch.arange(64, dtype=torch.float32)
+    args = (
+        memory[1:33:2],
+        memory[:16].view(4, 4).t(),
+        torch.ones(3, 4, dtype=torch.bfloat16)[:, ::2],
+        torch.empty(0, 5, dtype=torch.int64),
+        torch.tensor(3),
+        torch.zeros(4, 1).expand(4, 8),
+        None, 7, 1.5, True, "text", tl.float16, tl.constexpr(3), (1, memory[2:4], (None,)),
+    )  # fmt: skip
+    kwargs = {"descriptor": TensorDescriptor.from_tensor(memory.view(8, 8), [4, 8])}
+    arguments = Arguments.of(args, kwargs)
+    copies = Copies(through_json(arguments, tmp_path) if crossed else arguments, owned=crossed)
+    for old, new in zip(args, copies.args, strict=True):
+        if isinstance(old, torch.Tensor):
+            assert (new.shape, new.stride(), new.dtype) == (old.shape, old.stride(), old.dtype)
+            assert torch.equal(new, old)
+            if old.numel():
+                assert new.data_ptr() % 512 == old.data_ptr() % 512
+                assert new.data_ptr() != old.data_ptr()
+        elif not isinstance(old, (tuple, tl.constexpr)):
+            assert new == old
+            assert type(new) is type(old)
+    assert copies.args[0].data_ptr() - copies.args[1].data_ptr() == 4
+    assert copies.args[-2].value == 3
+    assert torch.equal(copies.args[-1][1], memory[2:4])
+    assert copies.kwargs["descriptor"].block_shape == [4, 8]
+    assert copies.kwargs["descriptor"].base.data_ptr() == copies.args[1].data_ptr()
+
+
+def test_copies_are_put_back_and_a_write_around_them_shows():
+    x = torch.arange(10.0)
+    copies = Copies(Arguments.of((x[2:8],), {}))
+    (copy,) = copies.args
+    copy.zero_()
+    assert torch.equal(x, torch.arange(10.0))
+    assert torch.equal(copies.named(["x"], fresh=True)["x"], x[2:8])
+    copies.restore()
+    assert torch.equal(copy, x[2:8])
+    assert copies.intact()
+    copy.as_strided((8,), (1,), copy.storage_offset())[7] = 3.0  # the storage's own: no canary
+    assert copies.intact()
+    copy.as_strided((9,), (1,), copy.storage_offset())[8] = 3.0
+    assert not copies.intact()
+    copies.restore()
+    assert copies.intact()
+
+
+def test_of_a_huge_storage_only_the_spanned_part_is_copied(monkeypatch):
+    monkeypatch.setattr("gristmill.tuners.arguments.WHOLE_STORAGE_BYTES", 64)
+    memory = torch.arange(100.0)
+    arguments = Arguments.of((memory[10:20], memory[30:40:3]), {})
+    assert arguments.size_bytes == 4 * 30
+    copies = Copies(arguments)
+    assert torch.equal(copies.args[1], memory[30:40:3])
+    assert copies.args[1].data_ptr() - copies.args[0].data_ptr() == 4 * 20
+
+
+def test_what_has_no_description_does_not_cross(tmp_path):
+    arguments = Arguments.of((object(), torch.ones(3)), {})
+    with pytest.raises(CannotTravelError, match="an argument is a object"):
+        arguments.save(tmp_path, "a")
+    with pytest.raises(CannotTravelError, match="a keyword is a function"):
+        Call((1,), {"BLOCK": lambda: 3}).to_json()
+    with pytest.raises(CannotTravelError, match="a tensor"):
+        Call((1,), {"BLOCK": torch.ones(1)}).to_json()
+    call = Call((4, 2), {"DTYPE": tl.float16, "BLOCK": 16, "SHAPE": (1, 2), "F": float("inf")})
+    assert Call.from_json(json.loads(json.dumps(call.to_json()))) == call
+
+
+# ------------------------------------------------------------------------------------- kernels
+
+SCALE = tl.constexpr(0.5)
+SHIFT: tl.constexpr = 3
+KIND = tl.float32
+N = torch.ones(3)  # a global that is no constant, named like an argument
+
+
+def made(limit):
+    """A kernel of a notebook or a factory: it cannot be imported by its name."""
+
+    @triton.jit
+    def inner(x):
+        return x * SCALE
+
+    renamed = inner
+
+    @triton.jit(do_not_specialize=["N"])
+    def kernel(x_ptr, N, DTYPE: tl.constexpr, BLOCK: tl.constexpr = 16):
+        offsets = tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + offsets, mask=offsets < N).to(KIND)
+        tl.store(x_ptr + offsets, renamed(x) + SHIFT + limit + up(N, 2), mask=offsets < N)
+
+    return kernel
+
+
+def test_an_importable_kernel_travels_by_name():
+    packed = pack(users.double)
+    assert packed["name"] == "users_kernels:double"
+    assert unpack(packed, Path()) is users.double
+    with pytest.raises(GristmillError, match="another source in the worker"):
+        unpack({**packed, "hash": "0" * 16}, Path())
+
+
+def test_any_other_kernel_travels_by_source_with_what_it_uses(tmp_path):
+    kernel = made(limit=7)
+    packed = json.loads(json.dumps(pack(kernel)))
+    assert "torch" not in packed["source"]  # `N` is its argument
+    for line in ("limit = 7", "SHIFT: triton.language.constexpr = 3", "renamed = inner"):
+        assert line in packed["source"]
+    found = unpack(packed, tmp_path)
+    assert found is not kernel
+    assert source_hash(found) == source_hash(kernel) == packed["hash"]
+    assert found.do_not_specialize == ["N"]
+    assert found.arg_names == kernel.arg_names
+
+
+def test_the_hash_of_a_kernel_is_of_everything_that_it_uses(monkeypatch):
+    before = source_hash(made(limit=7))
+    assert source_hash(made(limit=7)) == before
+    assert source_hash(made(limit=8)) != before
+    monkeypatch.setitem(globals(), "SCALE", tl.constexpr(0.25))  # of a function that it calls
+    assert source_hash(made(limit=7)) != before
+
+
+def test_what_cannot_travel_says_what_it_is():
+    with pytest.raises(CannotTravelError, match="`limit`, which it uses, is a dict"):
+        module_source(made(limit={}))
+    with pytest.raises(CannotTravelError, match="cannot be imported by its name"):
+        pack(lambda x: x)
+    assert pack(users.plain)["name"] == "users_kernels:plain"
+
+
+SCRIPT = """
+import json, sys, triton, triton.language as tl
+from pathlib import Path
+from gristmill.tuners.travel import pack, unpack, source_hash
+WIDTH = tl.constexpr(4)
+@triton.jit
+def kernel(x_ptr, BLOCK: tl.constexpr):
+    tl.store(x_ptr + tl.arange(0, BLOCK), WIDTH)
+packed = pack(kernel)
+assert "name" not in packed
+print(source_hash(unpack(packed, Path(sys.argv[1]))) == packed["hash"])
+"""
+
+
+def test_a_scripts_kernel_travels_by_source(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+# -------------------------------------------------------------------------------------- choices
+
+
+def test_a_list_of_configs_is_a_space_in_its_order():
+    space = Choices([keywords(c) for c in (*CONFIGS, CONFIGS[0])])
+    points = list(space.valid(PROBLEM, TARGET))
+    assert [(p["BLOCK"], p["num_warps"]) for p in points] == [(64, 2), (64, 4), (128, 2), (128, 4)]
+    stored = Config(json.loads(points[1].key))
+    assert space.config(stored, PROBLEM, TARGET) == points[1]
+    assert triton_config(space.values[points[1]]) == CONFIGS[1]
+    with pytest.raises(InvalidConfigError, match="none of the 4 configs"):
+        space.config({"BLOCK": 1}, PROBLEM, TARGET)
+
+
+def test_values_that_are_no_scalars_are_named_by_their_text_and_passed_as_they_are():
+    space = as_space({"DTYPE": [tl.float16, tl.float32], "BLOCK": [16]})
+    assert isinstance(space, Choices)
+    first = next(space.valid(PROBLEM, TARGET))
+    assert first["DTYPE"] == repr(tl.float16)
+    assert space.values[first]["DTYPE"] is tl.float16
+    assert label({"DTYPE": tl.float16}) != label({"DTYPE": tl.float32})
+
+
+def test_a_declared_space_is_taken_as_it_is():
+    space = Space(choice("BLOCK", 1, 2))
+    assert as_space(space) is space
+    assert as_space({"A": [1, 2], "B": [True, None]}).size == 4
+
+
+# -------------------------------------------------------------------------------------- the truth
+
+
+def test_a_candidate_may_be_some_roundings_of_the_truths_size_away():
+    truth = torch.randn(100, dtype=torch.float64)
+    scale = float(truth.square().mean().sqrt())
+    out = truth.to(torch.bfloat16)
+    assert judge({"y": out}, {"y": truth}, None, 0.0).ok
+    far = out.clone()
+    far[3] += 40 * torch.finfo(torch.bfloat16).eps * scale
+    verdict = judge({"y": far}, {"y": truth}, None, 0.0)
+    assert not verdict.ok
+    assert "`y` is wrong in 1 of 100" in verdict.reason
+    assert judge({"y": far}, {"y": truth}, 0.5, 0.0).ok
+    integers = torch.arange(5)
+    assert judge({"i": integers}, {"i": integers.clone()}, None, 0.0).ok
+    assert not judge({"i": integers + 1}, {"i": integers}, None, 0.0).ok
+    assert judge({"i": integers + 1}, {"i": integers}, None, 1.0).ok
+    assert not judge({}, {"i": integers}, None, 0.0).ok
+
+
+# ------------------------------------------------------------------------------- the cached call
+
+
+class Stub:
+    """A kernel whose launch costs nothing."""
+
+    arg_names = users.double.arg_names
+    fn = users.double.fn
+
+    @staticmethod
+    def run(*args, **kwargs):
+        return None
+
+
+def cached(decorator):
+    tuner = decorator(configs=CONFIGS, key=["n"])(users.double)
+    tuner.fn = Stub
+    tuner.cache[(5, "torch.float32", "torch.float32")] = CONFIGS[1]
+    return tuner
+
+
+def test_a_cached_launch_keeps_the_host_no_longer_than_tritons():
+    """By the medians of 40 turns of 500 calls each, in alternation, the launch a stub."""
+    x, y = torch.empty(5), torch.empty(5)
+    tuners = [cached(triton.autotune), cached(gm.autotune)]
+    grid = (1,)
+    times = ([], [])
+    gc.disable()
+    try:
+        for _ in range(40):
+            for tuner, samples in zip(tuners, times, strict=True):
+                start = time.perf_counter()
+                for _ in range(500):
+                    tuner[grid](x, y, 5, "none")
+                samples.append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    assert statistics.median(times[1]) <= statistics.median(times[0])
+
+
+def test_keys_are_tritons_for_positions_keywords_and_defaults():
+    seen = []
+    tuner = gm.autotune(configs=CONFIGS[:1], key=["n", "FAULT"])(users.double)
+    tuner.fn = Stub
+    theirs = triton.autotune(configs=CONFIGS, key=["n", "FAULT"], do_bench=lambda f, quantiles: [1])
+    theirs = theirs(users.double)
+    theirs.fn = Stub
+    x, y = torch.empty(5), torch.empty(5, dtype=torch.float16)
+    for args, kwargs in (
+        ((x, y, 5, "none"), {}),
+        ((x,), {"y_ptr": y, "n": 5, "FAULT": "none"}),
+        ((), {"n": 5, "y_ptr": y, "x_ptr": x}),
+        ((x, None, 6), {"FAULT": None}),
+    ):
+        for one in (tuner, theirs):
+            one[(1,)](*args, **kwargs)
+            seen.append(list(one.cache)[-1])
+    assert seen[::2] == seen[1::2]
+
+
+def test_it_is_compiled_by_torch_as_tritons_own(monkeypatch):
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    with_rule = triton.heuristics({"FAULT": lambda a: "none"})(users.double)
+    tuner = gm.autotune(configs=CONFIGS, key=["n"])(with_rule)
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module.code)
+        return lambda *args: (args[0],)
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def call(x):
+        y = torch.empty_like(x)
+        tuner[lambda meta: (triton.cdiv(meta["n"], meta["BLOCK"]),)](x, y, x.numel())
+        return y
+
+    call(torch.randn(128))
+    assert "triton_kernel_wrapper_mutation" in graphs[0]
+    assert "grid = [(2, 1, 1), (2, 1, 1), (1, 1, 1), (1, 1, 1)]" in graphs[0]
+    assert not tuner.cache
