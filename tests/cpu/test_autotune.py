@@ -19,16 +19,21 @@ from triton.language import cdiv as up
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import gristmill as gm
+from gristmill.compile.executor import EXECUTOR
 from gristmill.core.config import Config
+from gristmill.core.launch import Launch
+from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.space import Space, choice
 from gristmill.core.target import named_target
 from gristmill.errors import GristmillError, InvalidConfigError
-from gristmill.tuners.arguments import Arguments, CannotTravelError, Copies
+from gristmill.tuners.arguments import Arguments, CannotTravelError, Copies, on_meta
 from gristmill.tuners.choices import Choices, as_space, keywords, label, triton_config
+from gristmill.tuners.compiler import KernelCompilePool
 from gristmill.tuners.travel import module_source, pack, source_hash, unpack
 from gristmill.tuners.trial import Call
 from gristmill.tuners.truth import judge
+from gristmill.tuners.worker import TASK
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 users = pytest.importorskip("users_kernels")
@@ -330,3 +335,51 @@ def test_it_is_compiled_by_torch_as_tritons_own(monkeypatch):
     assert "triton_kernel_wrapper_mutation" in graphs[0]
     assert "grid = [(2, 1, 1), (2, 1, 1), (1, 1, 1), (1, 1, 1)]" in graphs[0]
     assert not tuner.cache
+
+
+# -------------------------------------------------------------------------- the compile server
+
+
+def test_configs_are_compiled_ahead_for_a_gpu_that_is_not_here(tmp_path):
+    x = torch.empty(1000)
+    arguments = Arguments.of((x, x[1:], 999), {})
+    task = {"function": pack(users.double), "arguments": arguments.save(tmp_path, "arguments")}
+    (tmp_path / TASK).write_text(json.dumps(task))
+    configs = [
+        Config({"FAULT": "none", "BLOCK": 256, "num_warps": 4}),
+        Config({"FAULT": "raise", "BLOCK": 256, "num_warps": 4}),
+        Config({"FAULT": "none", "BLOCK": 100, "num_warps": 4}),
+    ]
+    candidates = [Candidate("double", config) for config in configs]
+
+    def resolve(config):
+        return Call((4,), dict(config))
+
+    with KernelCompilePool(str(tmp_path), TARGET, resolve, jobs=2) as pool:
+        for candidate in candidates:
+            pool.submit(candidate)
+        done = dict(pool.collect() for _ in candidates)
+    assert [done[c].status for c in candidates] == ["ok", "compile_error", "compile_error"]
+    assert "it does not compile" in done[candidates[1]].reason
+    assert "power of 2" in done[candidates[2]].reason
+
+
+def test_the_compiler_sees_the_calls_alignment_and_divisibility(tmp_path):
+    memory = torch.empty(4096)
+    for x, n, divisible in ((memory, 4096, True), (memory[1:], 4095, False)):
+        data = Arguments.of((x, x, n), {}).save(tmp_path, "arguments")
+        args, kwargs = on_meta(data)
+        keywords = {**kwargs, "FAULT": "none", "BLOCK": 512}
+        binary = EXECUTOR.compile(Launch(users.double, (1,), args, keywords), TARGET)
+        assert ("ld.global.v4" in binary.kernel.asm["ptx"]) == divisible
+
+
+def test_a_grid_that_raises_is_left_to_the_trial(tmp_path):
+    def resolve(config):
+        raise ValueError("no grid for this one")
+
+    candidate = Candidate("double", Config({"BLOCK": 256}))
+    with KernelCompilePool(str(tmp_path), TARGET, resolve, jobs=1) as pool:
+        pool.submit(candidate)
+        assert pool.pending == 1
+        assert pool.collect() == (candidate, Outcome("ok"))

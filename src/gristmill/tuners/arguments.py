@@ -85,14 +85,15 @@ class Arguments:
         for index, block in enumerate(self.blocks):
             file = f"{name}-{index}.bin"
             block.memory.cpu().numpy().tofile(folder / file)
-            files.append([file, str(block.memory.device), block.offset])
+            files.append([file, str(block.memory.device), block.offset, block.memory.numel()])
         return {"files": files, "args": list(self.positional), "kwargs": dict(self.keywords)}
 
     @classmethod
     def load(cls, folder: Path, data: Mapping[str, Any]) -> Arguments:
         """What `save` wrote, on the devices that it was on."""
 
-        def block(file: str, device: str, offset: int) -> Block:
+        def block(file: str, device: str, offset: int, size_bytes: int) -> Block:
+            del size_bytes
             values = torch.from_numpy(np.fromfile(folder / file, dtype=np.uint8))
             return Block(values.to(device), offset)
 
@@ -266,11 +267,21 @@ def _tensor_over(
 ) -> torch.Tensor:
     kind = getattr(torch, dtype)
     if block is None:
-        return torch.empty_strided(tuple(shape), tuple(strides), dtype=kind, device=str(where))
+        device = memory[0].device if memory else str(where)
+        return torch.empty_strided(tuple(shape), tuple(strides), dtype=kind, device=device)
     base = memory[block]
     start = (base.storage_offset() + int(where)) // kind.itemsize
     alone = torch.empty(0, dtype=kind, device=base.device)
     return alone.set_(base.untyped_storage(), start, tuple(shape), tuple(strides))  # pyright: ignore[reportCallIssue, reportArgumentType] (its stubs lack this form)
+
+
+def on_meta(data: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a description that `save` made, with no memory: what a compiler needs."""
+    memory = [
+        torch.empty(offset + size_bytes, dtype=torch.uint8, device="meta")[offset:]
+        for _, _, offset, size_bytes in data["files"]
+    ]
+    return Arguments((), tuple(data["args"]), data["kwargs"]).build(memory)
 
 
 def encode_values(values: Mapping[str, Any]) -> dict[str, Node]:

@@ -27,14 +27,15 @@ from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, TuningError
 from gristmill.tuners.arguments import Arguments, CannotTravelError, Copies
 from gristmill.tuners.choices import Choices
-from gristmill.tuners.travel import pack
+from gristmill.tuners.compiler import KernelCompilePool
+from gristmill.tuners.travel import is_jitted, pack
 from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
 from gristmill.tuners.worker import TASK
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer
 from gristmill.tuning.runner import TuningRun
-from gristmill.tuning.subject import Measures
+from gristmill.tuning.subject import Compiles, Measures
 from gristmill.tuning.timed import ContextLost, Effort, reason_of
 
 TRAVEL_BYTES = 1 << 30  # of arguments that cross to the worker through a file
@@ -198,6 +199,7 @@ class WorkerMeasurer(Measurer):
         super().__init__(Problem(task.name, ()), device, seed)
         self._task = task
         self._stack = ExitStack()
+        self.folder = ""  # of the task, while the run lasts
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate, whatever it does to the worker."""
@@ -219,7 +221,7 @@ class WorkerMeasurer(Measurer):
         with ExitStack() as stack:  # closed where the reference raises
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
             self._task.save(Path(folder))
-            self._base["folder"] = self._base["problem"] = folder
+            self.folder = self._base["folder"] = self._base["problem"] = folder
             super().__enter__()
             self._stack = stack.pop_all()
         return self
@@ -339,8 +341,12 @@ class KernelRun(TuningRun):
             return WorkerMeasurer(self._task, self.device, seed)
         return LocalMeasurer(self._task, self.device)
 
-    def make_pool(self) -> _NothingToCompile:
-        """Candidates are compiled where they are tried."""
+    def make_pool(self) -> Compiles:
+        """A compile server where the kernel is in a folder for it; elsewhere candidates are
+        compiled as they are tried."""
+        compiled = is_jitted(self._task.function) and not self._task.interpreted
+        if compiled and isinstance(self._measurer, WorkerMeasurer):
+            return KernelCompilePool(self._measurer.folder, self.target, self._task.resolve)
         return _NothingToCompile()
 
     def _first_candidates(self) -> list[Candidate]:
