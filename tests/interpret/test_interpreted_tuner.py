@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -166,3 +168,12 @@ def test_where_nothing_runs_the_reasons_are_in_the_error():
     tuner = gm.TritonAutoTuner(users.plain, {"fault": ["raise"]}, **QUICK)
     with pytest.raises(TuningError, match="it does not feel like it"):
         tuner.tune(torch.randn(N))
+
+
+@pytest.mark.parametrize("name", ["autotune_softmax", "autotune_matmul"])
+def test_the_examples_run_here(name, tmp_path):
+    environment = {**os.environ, "GRISTMILL_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(Path(__file__).parents[2] / "examples" / f"{name}.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "BLOCK" in done.stdout or "ROWS" in done.stdout

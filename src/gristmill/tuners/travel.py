@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -171,7 +172,9 @@ def unpack(data: Mapping[str, str], folder: Path) -> Any:
     if "source" in data:
         name = MODULE + data["hash"]
         file = folder / f"{name}.py"
-        file.write_text(data["source"])
+        draft = folder / f"{name}.{os.getpid()}"  # worker and compile server share the folder
+        draft.write_text(data["source"])
+        draft.rename(file)
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
