@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from autotune_cases import MARKS, N, grid, users
 
 import gristmill as gm
 from gristmill import settings
@@ -17,20 +19,9 @@ from gristmill.core.space import Space, choice, require
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.tuners.run import KernelRun
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-users = pytest.importorskip("users_kernels")
-
-pytestmark = [
-    pytest.mark.usefixtures("fresh_store"),
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-]
-N = 100
+pytestmark = MARKS
 BLOCKS = {"BLOCK": [32, 64, 128], "num_warps": [4]}
 QUICK = {"warmup_runs": 0, "benchmark_runs": 3}
-
-
-def grid(meta):
-    return (triton.cdiv(meta["n"], meta["BLOCK"]),)
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +168,15 @@ def test_the_examples_run_here(name, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "BLOCK" in done.stdout or "ROWS" in done.stdout
+
+
+def test_the_documentation_runs(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "autotune.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 3
+    (tmp_path / "documented.py").write_text("\n".join(snippets))
+    environment = {**os.environ, "GRISTMILL_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(tmp_path / "documented.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'BLOCK'") == 7

@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gristmill.core.implementation import PLAIN_TYPES
 from gristmill.core.problem import dtype_name
+from gristmill.errors import TuningError
 from gristmill.verify.memory import CANARY, GUARD_BYTES
 
 ALIGNED = 512  # what CUDA's allocator gives; a copy keeps its address modulo this
@@ -154,6 +155,23 @@ class Copies:
         to be read only."""
         args, kwargs = self._fresh if fresh else (self.args, self.kwargs)
         return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def copies_of(arguments: Arguments, owned: bool = False) -> Copies:
+    """`Copies`, or what to do where there is no memory for them.
+
+    Raises:
+        TuningError: the copies do not fit on the device.
+    """
+    try:
+        return Copies(arguments, owned)
+    except torch.OutOfMemoryError as error:
+        size_gib = arguments.size_bytes / (1 << 30)
+        raise TuningError(
+            f"two copies of the call's arguments ({size_gib:.2f} GiB each) do not fit on the "
+            "device beside what is there. Free memory, tune with smaller arguments of the same "
+            "key, or set GRISTMILL_TUNE=never to run untuned."
+        ) from error
 
 
 def _guarded(block: Block) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from triton.runtime.autotuner import Heuristics
 
 from gristmill.core.config import Config
+from gristmill.core.plan import KERNEL
 from gristmill.core.problem import Problem
 from gristmill.core.space import Space
 from gristmill.tuners.arguments import CannotTravelError
@@ -78,7 +79,7 @@ def problem_of(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> P
 
 def store_name(function: Any) -> str:
     """What a kernel or function is called in the store."""
-    return f"kernel:{name_of(function).replace(':', '.')}"
+    return f"{KERNEL}{name_of(function).replace(':', '.')}"
 
 
 def identity(kernel: Any) -> str:

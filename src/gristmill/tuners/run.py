@@ -25,7 +25,7 @@ from gristmill.core.provenance import provenance
 from gristmill.core.space import Space
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, TuningError
-from gristmill.tuners.arguments import Arguments, CannotTravelError, Copies
+from gristmill.tuners.arguments import Arguments, CannotTravelError, copies_of
 from gristmill.tuners.choices import Choices
 from gristmill.tuners.compiler import KernelCompilePool
 from gristmill.tuners.travel import is_jitted, pack
@@ -59,7 +59,6 @@ class KernelTask:
         source_hash: of the kernel; empty where nothing can be kept.
         terms, effort, hooks: how candidates are checked and timed.
         make_truth: gives what the outputs should be, by name.
-        first: the config that is measured first.
     """
 
     name: str
@@ -74,7 +73,6 @@ class KernelTask:
     effort: Effort = field(default_factory=Effort)
     hooks: Hooks = NO_HOOKS
     make_truth: Callable[[], Mapping[str, torch.Tensor]] | None = None
-    first: Mapping[str, Value] | None = None
 
     @cached_property
     def truth(self) -> Mapping[str, torch.Tensor]:
@@ -118,17 +116,16 @@ class KernelTask:
         self, values: Mapping[str, Value] | None, problem: Problem, target: Target
     ) -> Config:
         """A checked config: these values, or the first of the space for `None`."""
-        if values is None and self.first is None:
-            found = next(self.space.valid(problem, target), None)
-            if found is None:
-                reasons = self.space.rejections(problem, target)
-                raise TuningError(
-                    f"{problem} has no valid config: {dict(reasons)}. Loosen the constraints of "
-                    "`space`, or add values."
-                )
-            return found
-        chosen = self.first if values is None else values
-        return self.space.config(chosen or {}, problem, target)
+        if values is not None:
+            return self.space.config(values, problem, target)
+        found = next(self.space.valid(problem, target), None)
+        if found is None:
+            reasons = self.space.rejections(problem, target)
+            raise TuningError(
+                f"{problem} has no valid config: {dict(reasons)}. Loosen the constraints of "
+                "`space`, or add values."
+            )
+        return found
 
     def why_not_travel(self) -> str:
         """Why this cannot be tried in a worker, or an empty string."""
@@ -285,7 +282,7 @@ class LocalMeasurer:
                 stack.enter_context(torch.cuda.device(self._device))
             self._trials = KernelTrials(
                 task.function,
-                Copies(task.arguments),
+                copies_of(task.arguments),
                 task.truth,
                 task.asked,
                 self._device,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gristmill.core.plan import Candidate
-from gristmill.tuners.arguments import Arguments, Copies
+from gristmill.tuners.arguments import Arguments, copies_of
 from gristmill.tuners.travel import unpack
 from gristmill.tuners.trial import Call, KernelTrials, Terms, load_truth
 from gristmill.tuning.timed import Effort
@@ -30,7 +30,7 @@ class KernelSession(Session):
         task = json.loads((folder / TASK).read_text())
         return KernelTrials(
             unpack(task["function"], folder),
-            Copies(Arguments.load(folder, task["arguments"]), owned=True),
+            copies_of(Arguments.load(folder, task["arguments"]), owned=True),
             load_truth(folder, task["truth"]),
             Terms.from_json(task["terms"]),
             device,

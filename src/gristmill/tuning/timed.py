@@ -99,6 +99,8 @@ class Timed:
     def time_call(self, call: Callable[[], Any], best_us: float | None) -> Outcome:
         """How fast a call is, given up early where it trails `best_us`."""
         for _ in range(self.effort.warmup_runs):
+            if self.timer.prepare is not None:
+                self.timer.prepare()
             call()
         self.timer.synchronize()
         best = float("inf") if best_us is None or not self.effort.give_up else best_us
