@@ -15,6 +15,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+import users_kernels as users
 from triton.language import cdiv as up
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -34,9 +35,6 @@ from gristmill.tuners.travel import module_source, pack, source_hash, unpack
 from gristmill.tuners.trial import Call
 from gristmill.tuners.truth import judge
 from gristmill.tuners.worker import TASK
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-users = pytest.importorskip("users_kernels")
 
 CONFIGS = [triton.Config({"BLOCK": b}, num_warps=w) for b in (64, 128) for w in (2, 4)]
 PROBLEM, TARGET = Problem("kernel:test", ()), named_target("sm_90")

@@ -9,52 +9,33 @@ import sys
 import time
 from pathlib import Path
 
+import autotune_cases
 import pytest
 import torch
 import triton
+import users_kernels as users
+from autotune_cases import grid, statuses
 
 import gristmill as gm
 from gristmill import settings
 from gristmill.measure.statistics import median, never_slower
 from gristmill.tuners import answer, run
 from gristmill.tuners.answer import AutotuneWarning
-from gristmill.tuners.run import KernelRun
 from gristmill.tuning.measurer import stop_workers
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-users = pytest.importorskip("users_kernels")
 
 pytestmark = pytest.mark.usefixtures("fresh_store")
 CONFIGS = [triton.Config({"BLOCK": b}, num_warps=w) for b in (256, 1024) for w in (2, 8)]
 N = 1_000_003
 
 
-def grid(meta):
-    return (triton.cdiv(meta["n"], meta["BLOCK"]),)
+def tuned(kernel, configs=CONFIGS, **options):
+    return autotune_cases.tuned(kernel, configs, **options)
 
 
-def tuned(kernel, configs=CONFIGS, key=("n",), **options):
-    return gm.autotune(configs=configs, key=list(key), **options)(kernel)
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """The outcomes of the runs of a test, by config."""
-    found = {}
-    real = KernelRun._tell
-
-    def tell(self, candidate, outcome):
-        found[candidate.config] = outcome
-        real(self, candidate, outcome)
-
-    monkeypatch.setattr(KernelRun, "_tell", tell)
-    return found
-
-
-def test_configs_are_tried_in_the_worker_and_the_users_tensor_is_written_once(cuda, seen):
+def test_configs_are_tried_in_the_worker_and_the_users_tensor_is_written_once(cuda, monkeypatch):
     x = torch.zeros(N, device=cuda)
     tuner = tuned(users.add_one, restore_value=["x_ptr"])
-    tuner[grid](x, N)
+    seen = statuses(lambda: tuner[grid](x, N), monkeypatch)
     assert torch.equal(x, torch.ones_like(x))
     assert len(seen) == len(CONFIGS)
     assert {o.status for o in seen.values()} <= {"ok", "slow"}
@@ -65,18 +46,18 @@ def test_configs_are_tried_in_the_worker_and_the_users_tensor_is_written_once(cu
     assert torch.equal(x, torch.full_like(x, 2))
 
 
-def test_kernels_that_trap_or_hang_are_rows_and_this_process_lives_on(cuda, seen, monkeypatch):
+def test_kernels_that_trap_or_hang_are_rows_and_this_process_lives_on(cuda, monkeypatch):
     monkeypatch.setattr("gristmill.tuning.measurer.FIRST_TIMEOUT_S", 40.0)
     configs = [triton.Config({"BLOCK": 256, "FAULT": fault}) for fault in users.FAULTS]
     x, y = torch.randn(N, device=cuda), torch.zeros(N, device=cuda)
     alive = torch.arange(8, device=cuda)
     tuner = tuned(users.double, configs, reference=lambda x_ptr: {"y_ptr": 2 * x_ptr})
     with settings.override(candidate_timeout_s=10.0):
-        tuner[grid](x, y, N)
+        seen = statuses(lambda: tuner[grid](x, y, N), monkeypatch)
     by_fault = {c["FAULT"]: o for c, o in seen.items()}
-    statuses = {fault: o.status for fault, o in by_fault.items()}
-    assert statuses.pop("hang") in ("timeout", "crash")
-    assert statuses == {
+    found = {fault: o.status for fault, o in by_fault.items()}
+    assert found.pop("hang") in ("timeout", "crash")
+    assert found == {
         "none": "ok",
         "garbage": "wrong",
         "overrun": "wrong",
@@ -102,12 +83,11 @@ def test_it_gives_what_tritons_gives(cuda):
     assert ours.cache.keys() == theirs.cache.keys()
 
 
-def test_real_indices_cross_to_the_worker(cuda, seen):
+def test_real_indices_cross_to_the_worker(cuda, monkeypatch):
     x, index = torch.randn(N, device=cuda), torch.randperm(N, device=cuda)
     y = torch.empty_like(x)
-    tuned(users.gather, reference=lambda x_ptr, index_ptr: {"y_ptr": x_ptr[index_ptr]})[grid](
-        x, index, y, N
-    )
+    tuner = tuned(users.gather, reference=lambda x_ptr, index_ptr: {"y_ptr": x_ptr[index_ptr]})
+    seen = statuses(lambda: tuner[grid](x, index, y, N), monkeypatch)
     assert torch.equal(y, x[index])
     assert {o.status for o in seen.values()} <= {"ok", "slow"}
 

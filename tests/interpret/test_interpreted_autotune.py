@@ -7,7 +7,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from autotune_cases import CONFIGS, MARKS, N, faulty, grid, no_runs, statuses, tuned, users
+import users_kernels as users
+from autotune_cases import CONFIGS, MARKS, N, faulty, grid, no_runs, statuses, tuned
 
 import gristmill as gm
 from gristmill import settings

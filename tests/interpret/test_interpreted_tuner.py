@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from autotune_cases import MARKS, N, grid, users
+import users_kernels as users
+from autotune_cases import MARKS, N, grid
 
 import gristmill as gm
 from gristmill import settings

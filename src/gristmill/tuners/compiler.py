@@ -40,9 +40,9 @@ class KernelCompilePool(CompilePool):
         self._resolve = resolve
 
     def submit(self, candidate: Candidate) -> None:
-        """Start compiling a candidate; one whose grid or heuristic raises is left to its trial."""
+        """Start compiling a candidate; one whose call cannot be made is left to its trial."""
         try:
-            self._resolve(candidate.config)
+            self._resolve(candidate.config).to_json()
         except Exception:  # noqa: BLE001 - a user's function
             self._lost.append((candidate, Outcome("ok")))
         else:

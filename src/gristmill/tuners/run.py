@@ -25,8 +25,8 @@ from gristmill.core.provenance import provenance
 from gristmill.core.space import Space
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, TuningError
-from gristmill.tuners.arguments import Arguments, CannotTravelError, copies_of
-from gristmill.tuners.choices import Choices
+from gristmill.tuners.arguments import Arguments, CannotTravelError, copies_of, encode_values
+from gristmill.tuners.choices import Choices, label
 from gristmill.tuners.compiler import KernelCompilePool
 from gristmill.tuners.travel import is_jitted, pack
 from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
@@ -133,6 +133,12 @@ class KernelTask:
             return "a hook or `do_bench` is a function of yours"
         for value in self.arguments.opaque():
             return f"an argument is a {type(value).__name__}"
+        if isinstance(self.space, Choices):
+            for values in self.space.values.values():
+                try:
+                    encode_values(values)
+                except CannotTravelError as error:
+                    return f"of {label(values)}, {error}"
         if self.arguments.size_bytes > TRAVEL_BYTES:
             size_gib = self.arguments.size_bytes / (1 << 30)
             return f"the arguments' memory is {size_gib:.1f} GiB"
@@ -201,7 +207,7 @@ class WorkerMeasurer(Measurer):
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate, whatever it does to the worker."""
         try:
-            self._task.resolve(candidate.config)
+            self._task.resolve(candidate.config).to_json()
         except Exception as error:  # noqa: BLE001 - a user's grid or heuristic: this config's outcome
             return Outcome("launch_error", reason_of(error))
         return super().measure(candidate, best_us)

@@ -1,18 +1,12 @@
-"""What the tests of `gristmill.autotune` in the interpreter share."""
+"""What the tests of `gristmill.autotune` share, in the interpreter and on a GPU."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 import triton
 
 import gristmill as gm
 from gristmill.tuners.run import KernelRun
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-users = pytest.importorskip("users_kernels")
 
 MARKS = [
     pytest.mark.usefixtures("fresh_store"),
