@@ -149,8 +149,19 @@ def test_an_importable_kernel_travels_by_name():
     packed = pack(users.double)
     assert packed["name"] == "users_kernels:double"
     assert unpack(packed, Path()) is users.double
+
+
+def test_a_kernel_that_is_another_one_there_travels_by_source(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(users, "FACTOR", tl.constexpr(3.0))
+        packed = pack(users.double)
+    found = unpack(packed, tmp_path)
+    assert found is not users.double
+    assert source_hash(found) == packed["hash"] != source_hash(users.double)
+    del packed["source"]
+    monkeypatch.setattr("importlib.reload", lambda module: module)
     with pytest.raises(GristmillError, match="another source in the worker"):
-        unpack({**packed, "hash": "0" * 16}, Path())
+        unpack(packed, tmp_path)
 
 
 def test_any_other_kernel_travels_by_source_with_what_it_uses(tmp_path):

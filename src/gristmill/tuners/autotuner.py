@@ -44,7 +44,7 @@ class Autotuner(TritonAutotuner):
         fn, base_fn, arg_names, keys, configs, cache: as in Triton. Of a declared space, `configs`
             has what was chosen in this process so far.
         best_config: the config of the last call.
-        best_plan: why it was chosen, with its times; `None` where there was nothing to choose.
+        best_plan: why it was chosen; `None` where there was nothing to choose.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Autotuner(TritonAutotuner):
         if space is not None:
             self.configs = []
         self.space, self.terms, self.reference = space, terms, reference
-        self.best_plan: Plan | None = None
+        self._plans: dict[Any, Plan | None] = {}
+        self._last: Any = None  # the key of the last call
         self.configs_timings: dict[triton.Config, list[float]] = {}
         self._effort, self._limits = effort, dict(limits)
         self._hooked = any(of_triton.get(name) for name in ("pre_hook", "post_hook", "do_bench"))
@@ -97,6 +98,11 @@ class Autotuner(TritonAutotuner):
     def configs(self, configs: list[triton.Config]) -> None:
         self._configs = configs
 
+    @property
+    def best_plan(self) -> Plan | None:
+        """Why the config of the last call was chosen, with its times."""
+        return self._plans.get(self._last)
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Launch with the config for these arguments; the first time that a key is seen, find it.
 
@@ -107,7 +113,7 @@ class Autotuner(TritonAutotuner):
         config = self.cache.get(key)
         if config is None:
             config = self._find(key, args, kwargs)
-        self.best_config = config
+        self.best_config, self._last = config, key
         known = self._keywords.get(id(config))
         if known is None:
             known = self._keywords[id(config)] = (config, config.all_kwargs())
@@ -186,7 +192,7 @@ class Autotuner(TritonAutotuner):
         start = time.time()
         found = answer(task, launching.device_of((*args, *given.values())), **self._limits)
         self.bench_time = time.time() - start
-        self.best_plan = found.plan
+        self._plans[key] = found.plan
         self.configs_timings = {
             by_label[c.config]: [math.inf if o.device_us is None else o.device_us / US_PER_MS]
             for c, o in found.outcomes.items()

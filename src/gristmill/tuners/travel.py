@@ -157,39 +157,67 @@ def pack(function: Any) -> dict[str, str]:
                 f"{name_of(function)} is a Python function that cannot be imported by its name"
             )
         return {"name": name_of(function), "hash": function_hash(function)}
-    digest = source_hash(function)
-    if _importable(function.fn, function):
-        return {"name": name_of(function), "hash": digest}
-    return {"source": module_source(function), "kernel": function.fn.__name__, "hash": digest}
+    packed = {"hash": source_hash(function)}
+    named = _importable(function.fn, function)
+    if named:
+        packed["name"] = name_of(function)
+    try:
+        packed.update(source=module_source(function), kernel=function.fn.__name__)
+    except CannotTravelError:
+        if not named:
+            raise
+    return packed
 
 
 def unpack(data: Mapping[str, str], folder: Path) -> Any:
-    """The kernel or function that `pack` described, in this process.
+    """The kernel or function that `pack` described, in this process: by its name where that is the
+    same one here (a constant may have been changed in the other process since it was imported, a
+    file since this worker started), else by its source.
 
     Raises:
-        GristmillError: a module of this name has another source here.
+        GristmillError: it is neither.
     """
-    if "source" in data:
-        name = MODULE + data["hash"]
-        file = folder / f"{name}.py"
-        draft = folder / f"{name}.{os.getpid()}"  # worker and compile server share the folder
-        draft.write_text(data["source"])
-        draft.rename(file)
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return base_kernel(getattr(module, data["kernel"]))
-    module_name, _, qualname = data["name"].partition(":")
+    found = None
+    if "name" in data:
+        try:
+            found = _by_name(data["name"], data["hash"], fresh=False)
+        except Exception:  # a module that does not like to be imported here
+            if "source" not in data:
+                raise
+    if found is None and "source" in data:
+        found = _by_source(data, folder)
+    elif found is None:
+        found = _by_name(data["name"], data["hash"], fresh=True)
+    if found is None:
+        raise GristmillError(
+            f"{data['name']} has another source in the worker than in your process"
+        )
+    return found
+
+
+def _by_name(name: str, digest: str, fresh: bool) -> Any:
+    """The kernel or function of this name, if it is the one of this hash."""
+    module_name, _, qualname = name.partition(":")
     module = importlib.import_module(module_name)
-    for fresh in (False, True):  # a worker outlives a run: the file may have changed since
-        found = _attribute(importlib.reload(module) if fresh else module, qualname)
-        kernel = base_kernel(found)
-        function = kernel if is_jitted(kernel) else found
-        if (source_hash if is_jitted(kernel) else function_hash)(function) == data["hash"]:
-            return function
-    raise GristmillError(f"{data['name']} has another source in the worker than in your process")
+    found = _attribute(importlib.reload(module) if fresh else module, qualname)
+    kernel = base_kernel(found)
+    function = kernel if is_jitted(kernel) else found
+    known = source_hash(function) if is_jitted(function) else function_hash(function)
+    return function if known == digest else None
+
+
+def _by_source(data: Mapping[str, str], folder: Path) -> Any:
+    name = MODULE + data["hash"]
+    file = folder / f"{name}.py"
+    draft = folder / f"{name}.{os.getpid()}"  # worker and compile server share the folder
+    draft.write_text(data["source"])
+    draft.rename(file)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return base_kernel(getattr(module, data["kernel"]))
 
 
 def _attribute(module: Any, qualname: str) -> Any:
