@@ -122,13 +122,14 @@ def test_what_has_no_description_does_not_cross(tmp_path):
 # ------------------------------------------------------------------------------------- kernels
 
 SCALE = tl.constexpr(0.5)
-SHIFT: tl.constexpr = 3
+SHIFT = tl.constexpr(3)
 KIND = tl.float32
 N = torch.ones(3)  # a global that is no constant, named like an argument
 
 
 def made(limit):
     """A kernel of a notebook or a factory: it cannot be imported by its name."""
+    limit = tl.constexpr(limit) if isinstance(limit, int) else limit
 
     @triton.jit
     def inner(x):
@@ -136,9 +137,13 @@ def made(limit):
 
     renamed = inner
 
+    @triton.constexpr_function
+    def halved(block):
+        return block // 2
+
     @triton.jit(do_not_specialize=["N"])
     def kernel(x_ptr, N, DTYPE: tl.constexpr, BLOCK: tl.constexpr = 16):
-        offsets = tl.arange(0, BLOCK)
+        offsets = tl.arange(0, halved(BLOCK))
         x = tl.load(x_ptr + offsets, mask=offsets < N).to(KIND)
         tl.store(x_ptr + offsets, renamed(x) + SHIFT + limit + up(N, 2), mask=offsets < N)
 
@@ -168,13 +173,20 @@ def test_any_other_kernel_travels_by_source_with_what_it_uses(tmp_path):
     kernel = made(limit=7)
     packed = json.loads(json.dumps(pack(kernel)))
     assert "torch" not in packed["source"]  # `N` is its argument
-    for line in ("limit = 7", "SHIFT: triton.language.constexpr = 3", "renamed = inner"):
+    for line in (
+        "limit = triton.language.constexpr(7)",
+        "@triton.constexpr_function",
+        "SHIFT = triton.language.constexpr(3)",
+        "renamed = inner",
+    ):
         assert line in packed["source"]
     found = unpack(packed, tmp_path)
     assert found is not kernel
     assert source_hash(found) == source_hash(kernel) == packed["hash"]
     assert found.do_not_specialize == ["N"]
     assert found.arg_names == kernel.arg_names
+    values = (torch.empty(64, device="meta"), 5, tl.float32)
+    EXECUTOR.compile(Launch(found, (1,), values, {"BLOCK": 16}), TARGET)
 
 
 def test_the_hash_of_a_kernel_is_of_everything_that_it_uses(monkeypatch):

@@ -222,6 +222,24 @@ def test_a_changed_input_is_wrong(monkeypatch):
     assert tuner.best_config.kwargs["FAULT"] == "none"
 
 
+def test_a_kernel_that_works_in_place_is_checked_on_the_calls_values(monkeypatch):
+    x = torch.randn(N)
+    expected = x + 1
+    tuner = tuned(users.add_one, reference=lambda x_ptr: {"x_ptr": x_ptr + 1})
+    seen = statuses(lambda: tuner[grid](x, N), monkeypatch)
+    assert {o.status for o in seen.values()} <= {"ok", "slow"}
+    assert torch.equal(x, expected)
+
+
+def test_outputs_that_were_right_before_do_not_hide_what_is_not_written(monkeypatch):
+    x = torch.randn(N)
+    tuner = tuned(
+        users.double, faulty("partial", "none"), reference=lambda x_ptr: {"y_ptr": 2 * x_ptr}
+    )
+    seen = statuses(lambda: tuner[grid](x, 2 * x, N), monkeypatch)
+    assert {c["FAULT"]: o.status for c, o in seen.items()} == {"partial": "wrong", "none": "ok"}
+
+
 def test_without_a_reference_the_plan_says_that_nobody_looked():
     tuner = tuned(users.double)
     tuner[grid](torch.randn(N), torch.empty(N), N, "none")

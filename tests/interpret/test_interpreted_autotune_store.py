@@ -143,6 +143,8 @@ def test_a_capture_is_not_tuned_and_not_remembered(monkeypatch):
             tuner[grid](x, y, N, "none")
     assert torch.equal(y, 2 * x)
     assert not tuner.cache
+    tuner[grid](x, y, N, "none")  # after it, it is tuned at once
+    assert tuner.best_plan.origin == "tuned"
 
 
 def test_beside_another_tuner_the_first_config_is_used_for_now(no_runs):

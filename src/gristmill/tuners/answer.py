@@ -22,6 +22,8 @@ from gristmill.errors import InvalidConfigError
 from gristmill.tuners.choices import Choices
 from gristmill.tuners.run import KernelRun, KernelTask
 
+ALWAYS_S = math.inf
+AGAIN_S = 30.0  # beside another process that tunes the same
 OBJECTIVE = "graph"  # device time: every config of a kernel costs the host the same
 
 
@@ -31,11 +33,11 @@ class AutotuneWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Answer:
-    """A config, whether it is the last word (an untuned one is asked for again), and what was
-    measured for it now."""
+    """A config, for how many seconds it is to be used before the question is asked again, and what
+    was measured for it now."""
 
     config: Config
-    final: bool
+    keep_s: float
     plan: Plan | None = None
     outcomes: Mapping[Candidate, Outcome] = field(default_factory=dict)
 
@@ -82,20 +84,20 @@ def answer(
     if keep:
         plan, complete = _kept(task, device, store())
         if plan is not None and complete:
-            return _answer(task, device, plan, final=True)
+            return _answer(task, device, plan, ALWAYS_S)
     refusal = tuning.refusal()
     if refusal or settings.current().tune == "never":
         if refusal:
             say_once(task.name, f"it is not tuned {refusal}. Call it once before, to tune it.")
-        return _untuned(task, device, keep, final=not refusal)
+        return _untuned(task, device, keep, 0.0 if refusal else ALWAYS_S)
     with _place(keep) as place:
         run = tune(task, device, place, isolate=isolate, **limits)
         plan = None if run is None else run.result.plans.get(OBJECTIVE)
         if run is not None and run.result.interrupted:
             raise KeyboardInterrupt
     if run is None or plan is None:
-        return _untuned(task, device, keep, final=False)
-    return replace(_answer(task, device, plan, final=True), outcomes=run.result.outcomes)
+        return _untuned(task, device, keep, AGAIN_S)
+    return replace(_answer(task, device, plan, ALWAYS_S), outcomes=run.result.outcomes)
 
 
 @contextmanager
@@ -170,14 +172,14 @@ def _kept(task: KernelTask, device: torch.device, place: PlanStore) -> tuple[Pla
     return plan, measured.issuperset(task.space.values)
 
 
-def _answer(task: KernelTask, device: torch.device, plan: Plan, final: bool) -> Answer:
+def _answer(task: KernelTask, device: torch.device, plan: Plan, keep_s: float) -> Answer:
     """A plan as an answer, with what its space derives."""
     config = task.config(plan.candidate.config, task.problem, device_target(device))
-    return Answer(config, final, plan)
+    return Answer(config, keep_s, plan)
 
 
-def _untuned(task: KernelTask, device: torch.device, keep: bool, final: bool) -> Answer:
+def _untuned(task: KernelTask, device: torch.device, keep: bool, keep_s: float) -> Answer:
     plan = _kept(task, device, store())[0] if keep else None
     if plan is not None:
-        return _answer(task, device, plan, final)
-    return Answer(task.config(None, task.problem, device_target(device)), final)
+        return _answer(task, device, plan, keep_s)
+    return Answer(task.config(None, task.problem, device_target(device)), keep_s)

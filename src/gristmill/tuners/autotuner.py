@@ -19,7 +19,7 @@ from gristmill.core.plan import Candidate, Plan
 from gristmill.core.space import Space
 from gristmill.errors import InvalidInputError, UnsupportedProblemError
 from gristmill.tuners import launching
-from gristmill.tuners.answer import Answer, answer
+from gristmill.tuners.answer import ALWAYS_S, Answer, answer
 from gristmill.tuners.arguments import Arguments, describe
 from gristmill.tuners.choices import Choices, keywords, label, triton_config
 from gristmill.tuners.run import KernelTask
@@ -30,7 +30,6 @@ from gristmill.tuning.timed import Effort
 
 NO_DTYPE = frozenset({int, float, bool, str, type(None)})
 LAUNCH_ONLY = ("grid", "warmup")  # what Triton adds to a call's keywords
-AGAIN_S = 30.0  # an answer that is not the last word is asked for again after this
 US_PER_MS = 1e3
 
 
@@ -168,23 +167,24 @@ class Autotuner(TritonAutotuner):
                 return waiting
             self.nargs = dict(zip(self.arg_names, args, strict=False))
             try:
-                config, final = self._chosen(key, args, kwargs)
+                config, keep_s = self._chosen(key, args, kwargs)
             finally:
                 self.nargs = None
-            if final:
+            if keep_s == ALWAYS_S:
                 self.cache[key] = config
                 self._waiting.pop(key, None)
             else:
-                self._waiting[key] = (time.monotonic() + AGAIN_S, config)
+                self._waiting[key] = (time.monotonic() + keep_s, config)
             return config
 
     def _chosen(
         self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[triton.Config, bool]:
+    ) -> tuple[triton.Config, float]:
+        """The config of a key, and for how long to use it unasked."""
         listed = self._listed(kwargs)
         self._refuse_conflicts(kwargs, listed)
         if self.space is None and len(listed) == 1:
-            return listed[0], True
+            return listed[0], ALWAYS_S
         by_label = {label(keywords(config)): config for config in listed}
         space = Choices(map(keywords, listed)) if self.space is None else self.space
         given = {name: v for name, v in kwargs.items() if name not in LAUNCH_ONLY}
@@ -200,7 +200,7 @@ class Autotuner(TritonAutotuner):
         }
         config = self._as_triton(found, space, by_label)
         self._tell_listener(key, config, measured=bool(found.outcomes))
-        return config, found.final
+        return config, found.keep_s
 
     def _tell_listener(self, key: Any, config: triton.Config, measured: bool) -> None:
         """Triton 3.9's `knobs.autotuning.listener`."""

@@ -24,6 +24,7 @@ from gristmill.errors import GristmillError
 from gristmill.tuners.arguments import PLAIN_VALUES, CannotTravelError
 
 JITTED = ("JITFunction", "InterpretedFunction", "GluonJITFunction")
+CONSTEXPR = "ConstexprFunction"  # what `@triton.constexpr_function` makes: a callee, no kernel
 SETTINGS = ("do_not_specialize", "do_not_specialize_on_alignment", "debug", "noinline")
 MODULE = "_gristmill_kernel_"
 
@@ -41,9 +42,14 @@ def is_jitted(value: Any) -> bool:
     return any(cls.__name__ in JITTED for cls in type(value).__mro__)
 
 
+def is_callee(value: Any) -> bool:
+    """Whether a value can be called by a kernel and has a source."""
+    return is_jitted(value) or type(value).__name__ == CONSTEXPR
+
+
 def name_of(function: Any) -> str:
     """The `module:qualname` of a function or kernel."""
-    python = function.fn if is_jitted(function) else function
+    python = function.fn if is_callee(function) else function
     if not hasattr(python, "__qualname__"):  # an object that can be called
         python = type(python)
     return f"{python.__module__}:{python.__qualname__}"
@@ -101,7 +107,7 @@ def functions_of(kernel: Any) -> list[Function]:
             return
         function = found[id(one)] = Function.of(one)
         for value in function.names.values():
-            if is_jitted(value):
+            if is_callee(value):
                 visit(value)
         order.append(function)
 
@@ -249,19 +255,24 @@ def module_source(kernel: Any) -> str:
     written: dict[str, Any] = {}
     for function in functions_of(kernel):
         own = function.kernel.fn.__name__
-        scope = function.kernel.fn.__globals__
         for name, value in {**function.names, own: function.kernel}.items():
             if name in written and written[name] is not value:
                 raise CannotTravelError(f"`{name}` means different things in its functions")
             if name not in written and name != own:
-                lines += _written(name, value, scope)
+                lines += _written(name, value)
             written[name] = value
-        lines += ["", "", f"@triton.jit({_settings(function.kernel)})", function.source]
+        lines += ["", "", _decorator(function.kernel), function.source]
     return "\n".join(lines) + "\n"
 
 
 def _has_text_annotations(kernel: Any) -> bool:
     return any(isinstance(a, str) for a in kernel.fn.__annotations__.values())
+
+
+def _decorator(kernel: Any) -> str:
+    if type(kernel).__name__ == CONSTEXPR:
+        return "@triton.constexpr_function"
+    return f"@triton.jit({_settings(kernel)})"
 
 
 def _settings(kernel: Any) -> str:
@@ -271,13 +282,13 @@ def _settings(kernel: Any) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in given.items() if value)
 
 
-def _written(name: str, value: Any, scope: Mapping[str, Any]) -> Iterator[str]:
+def _written(name: str, value: Any) -> Iterator[str]:
     """The lines that give `name` its value in a module of its own."""
     if isinstance(value, ModuleType):
         if value.__name__ == "__main__":
             raise CannotTravelError(f"`{name}` is the running script as a module")
         yield f"import {value.__name__} as {name}"
-    elif is_jitted(value) and not _is_tritons(value):  # it is in the module already
+    elif is_callee(value) and not _is_tritons(value):  # it is in the module already
         if name != value.fn.__name__:
             yield f"{name} = {value.fn.__name__}"
     elif isinstance(value, tl.constexpr) and type(value.value) in PLAIN_VALUES:
@@ -285,9 +296,7 @@ def _written(name: str, value: Any, scope: Mapping[str, Any]) -> Iterator[str]:
     elif isinstance(value, tl.dtype):
         yield f"{name} = triton.language.dtype({value.name!r})"
     elif type(value) in PLAIN_VALUES:
-        declared = scope.get("__annotations__", {}).get(name)
-        is_constexpr = declared is tl.constexpr or "constexpr" in str(declared)
-        yield f"{name}{': triton.language.constexpr' if is_constexpr else ''} = {_number(value)}"
+        yield f"{name} = {_number(value)}"
     elif _importable(value, value) or _importable(getattr(value, "fn", None), value):
         module, _, qualname = name_of(value).partition(":")
         if "." in qualname:

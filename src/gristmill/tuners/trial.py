@@ -181,12 +181,23 @@ class KernelTrials(Timed):
                 named[name].copy_(fresh[name])
 
     def _verified(self, candidate: Candidate) -> Outcome:
-        """A candidate's one guarded run, judged."""
+        """A candidate's guarded run, judged; on poisoned outputs, then on those of the call, where
+        these are not right already: the kernel may work in place."""
+        outcome = self._run_once(candidate, poisoned=True)
+        if outcome.status != "wrong" or self.terms.check != "reference":
+            return outcome
+        before = self.copies.named(self.terms.names, fresh=True)
+        if judge(before, self.truth, self.terms.rtol, self.terms.atol).ok:
+            return outcome
+        again = self._run_once(candidate, poisoned=False)
+        return again if again.ok else outcome
+
+    def _run_once(self, candidate: Candidate, poisoned: bool) -> Outcome:
         self.copies.restore()
         self._prepare()
         read_too = {*self.terms.reset_to_zero, *self.terms.restore_value}
         named = self.copies.named(self.terms.names)
-        for name in self.terms.outputs:
+        for name in self.terms.outputs if poisoned else ():
             if name not in read_too and isinstance(named.get(name), torch.Tensor):
                 poison(named[name])
         result = self._bound(candidate)()
