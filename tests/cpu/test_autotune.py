@@ -15,6 +15,7 @@ import triton.language as tl
 import users_kernels as users
 
 import gristmill as gm
+from gristmill import settings
 from gristmill.core.config import Config
 from gristmill.core.problem import Problem
 from gristmill.core.space import Space, choice
@@ -157,3 +158,36 @@ def test_it_is_compiled_by_torch_as_tritons_own(monkeypatch):
     assert "triton_kernel_wrapper_mutation" in graphs[0]
     assert "grid = [(2, 1, 1), (2, 1, 1), (1, 1, 1), (1, 1, 1)]" in graphs[0]
     assert not tuner.cache
+
+
+# ------------------------------------------------------------------------------------ the worker
+
+
+@pytest.mark.usefixtures("fresh_store")
+def test_functions_that_trap_hang_or_change_their_arguments_are_rows(monkeypatch):
+    monkeypatch.setattr("gristmill.tuning.measurer.FIRST_TIMEOUT_S", 20.0)
+    x = torch.randn(100)
+    before = x.clone()
+    tuner = gm.TritonAutoTuner(
+        users.plain,
+        {"fault": ["trap", "garbage", "change", "none", "raise", "hang"]},
+        warmup_runs=0,
+        benchmark_runs=3,
+        reference=lambda x: 2 * x,
+        isolate=True,
+    )
+    with settings.override(candidate_timeout_s=3.0):
+        result = tuner.tune(x)
+    assert {r.config["fault"]: r.status for r in result.results} == {
+        "none": "ok",
+        "trap": "crash",
+        "hang": "timeout",
+        "raise": "launch_error",
+        "garbage": "wrong",
+        "change": "wrong",
+    }
+    reasons = {r.config["fault"]: r.reason for r in result.results}
+    assert reasons["change"] == "it changed its argument `x`"
+    assert "SIGSEGV" in reasons["trap"]
+    assert torch.equal(x, before)
+    assert result.best_config == {"fault": "none"}

@@ -262,3 +262,30 @@ def test_a_grid_that_raises_is_left_to_the_trial(tmp_path):
         pool.submit(candidate)
         assert pool.pending == 1
         assert pool.collect() == (candidate, Outcome("ok"))
+
+
+def test_descriptors_and_kernels_that_cannot_be_had_are_left_to_the_compiler_and_the_trial(
+    tmp_path,
+):
+    x = torch.empty(128, 128, dtype=torch.float16)
+    descriptor = TensorDescriptor.from_tensor(x, [64, 64])
+    task = {
+        "function": pack(users.double_tiles),
+        "arguments": Arguments.of((descriptor, descriptor), {}).save(tmp_path, "arguments"),
+    }
+    candidate = Candidate("double_tiles", Config({"BLOCK_M": 64, "BLOCK_N": 64}))
+    outcomes = []
+    for hidden in (False, True):
+        folder = tmp_path / str(hidden)
+        folder.mkdir()
+        if hidden:
+            task["function"] = {"name": "no_such_module:kernel", "hash": "0"}
+        (folder / TASK).write_text(json.dumps(task))
+        with KernelCompilePool(
+            str(folder), TARGET, lambda config: Call((2, 2), dict(config)), jobs=1
+        ) as pool:
+            pool.submit(candidate)
+            outcomes.append(pool.collect()[1])
+    assert [o.status for o in outcomes] == ["ok", "ok"]
+    assert outcomes[0].shared_bytes
+    assert outcomes[1].shared_bytes is None

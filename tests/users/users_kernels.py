@@ -5,6 +5,10 @@ Imported by tests of the interpreter and of the GPU, and by the worker, which fi
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import torch
 import triton
 import triton.language as tl
@@ -57,6 +61,13 @@ def count(x_ptr, total_ptr, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def double_tiles(x_desc, y_desc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """`y = 2 x`, through descriptors made on the host."""
+    row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    y_desc.store([row, col], x_desc.load([row, col]) * 2)
+
+
+@triton.jit
 def gather(x_ptr, index_ptr, y_ptr, n, BLOCK: tl.constexpr):
     """`y = x[index]`: traps on made-up indices."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -76,4 +87,10 @@ def plain(x: torch.Tensor, scale: float = 1.0, fault: str = "none") -> torch.Ten
     """A function that launches nothing of Triton's: for a machine with no GPU."""
     if fault == "raise":
         raise ValueError("it does not feel like it")
+    if fault == "trap":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fault == "hang":
+        time.sleep(3600)
+    if fault == "change":
+        return torch.add(x, x.clone(), out=x).clone()
     return x * scale * (3 if fault == "garbage" else 2)

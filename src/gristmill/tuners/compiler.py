@@ -58,23 +58,29 @@ class KernelServer(Server):
     """Compiles calls of the kernel in a request's folder, for arguments without memory."""
 
     _folder = ""
-    _kernel: Any = None
-    _arguments: Mapping[str, Any] = {}
+    _call: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
 
     def warm(self, request: Mapping[str, Any]) -> None:
-        """Read the task, once."""
-        if request["folder"] != self._folder:
-            folder = Path(request["folder"])
-            task = json.loads((folder / TASK).read_text())
-            self._kernel = unpack(task["function"], folder)
-            self._folder, self._arguments = request["folder"], task["arguments"]
+        """Read the task, once. Where that fails, candidates are left to their trials, which say
+        why."""
+        if request["folder"] == self._folder:
+            return
+        self._folder, self._call = request["folder"], None
+        try:
+            task = json.loads(Path(self._folder, TASK).read_text())
+            kernel = unpack(task["function"], Path(self._folder))
+            self._call = (kernel, *on_meta(task["arguments"]))
+        except Exception:  # noqa: BLE001 - a user's module
+            return
 
     def compile(self, request: Mapping[str, Any]) -> Outcome:
         """What the compiler says of a call."""
         self.warm(request)
+        if self._call is None:
+            return Outcome("ok")
         target, call = Target(**request["target"]), Call.from_json(request["candidate"]["call"])
-        args, kwargs = on_meta(self._arguments)
-        launch = Launch(self._kernel, call.grid or (1,), args, {**kwargs, **call.keywords})
+        kernel, args, kwargs = self._call
+        launch = Launch(kernel, call.grid or (1,), args, {**kwargs, **call.keywords})
         try:
             return fitting(EXECUTOR.compile(launch, target).shared_bytes, target)
         except CompileError as error:

@@ -28,7 +28,7 @@ from gristmill.errors import InvalidConfigError, TuningError
 from gristmill.tuners.arguments import Arguments, CannotTravelError, copies_of, encode_values
 from gristmill.tuners.choices import Choices, label
 from gristmill.tuners.compiler import KernelCompilePool
-from gristmill.tuners.travel import is_jitted, pack
+from gristmill.tuners.travel import pack
 from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
 from gristmill.tuners.worker import TASK
 from gristmill.tuning.budget import Budget
@@ -347,7 +347,9 @@ class KernelRun(TuningRun):
     def make_pool(self) -> Compiles:
         """A compile server where the kernel is in a folder for it; elsewhere candidates are
         compiled as they are tried."""
-        compiled = is_jitted(self._task.function) and not self._task.interpreted
+        compiled = (
+            type(self._task.function).__name__ == "JITFunction"
+        )  # Gluon's are another language
         if compiled and isinstance(self._measurer, WorkerMeasurer):
             return KernelCompilePool(self._measurer.folder, self.target, self._task.resolve)
         return _NothingToCompile()

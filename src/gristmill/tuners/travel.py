@@ -272,6 +272,8 @@ def _has_text_annotations(kernel: Any) -> bool:
 def _decorator(kernel: Any) -> str:
     if type(kernel).__name__ == CONSTEXPR:
         return "@triton.constexpr_function"
+    if type(kernel).__name__ == "GluonJITFunction":
+        raise CannotTravelError(f"{name_of(kernel)} is a Gluon kernel without a name to import")
     return f"@triton.jit({_settings(kernel)})"
 
 
