@@ -173,7 +173,8 @@ def tune(
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
             the reference raised.
-        KeyboardInterrupt: after keeping what was measured.
+        TuningInterrupted: a `KeyboardInterrupt` with the result so far, after keeping what was
+            measured.
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
     reason = _refuses_tuning()
@@ -255,5 +256,5 @@ def _tune(
         result = run.run()
     forget(spec.name)
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise tuning.TuningInterrupted(result)
     return result
