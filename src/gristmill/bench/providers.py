@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from gristmill.bench.registration import RESERVED, Registered, registered
 from gristmill.bench.roofline import copy_call
 from gristmill.cache.store import store
 from gristmill.compile.bound import bind
@@ -20,9 +21,7 @@ from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, UnsupportedProblemError, did_you_mean
 from gristmill.ops.get_op import get_op
 
-GRISTMILL = "gristmill"
-COPY = "copy"
-TORCH = "torch"
+GRISTMILL, COPY, TORCH = RESERVED
 Role = Literal["selected", "own", "other", "ceiling"]
 
 
@@ -57,18 +56,20 @@ class Provider:
 
 
 def default_names(op: Op) -> tuple[str, ...]:
-    """The selected plan, the copy, and what a user has without us."""
-    return (
-        GRISTMILL,
-        COPY,
-        TORCH,
-        *(i.name for i in implementations(op.name) if i.kind != "triton"),
-    )
+    """The selected plan, the copy, and what a user has without us, registered providers
+    included."""
+    theirs = (i.name for i in implementations(op.name) if i.kind != "triton")
+    return (*RESERVED, *theirs, *registered(op.name))
+
+
+def known_names(op: Op) -> tuple[str, ...]:
+    """Every provider of an op."""
+    return (*RESERVED, *(i.name for i in implementations(op.name)), *registered(op.name))
 
 
 def check_names(op: Op, names: Sequence[str]) -> None:
     """Raise `InvalidInputError` for a provider that the op does not have."""
-    known = [GRISTMILL, COPY, TORCH, *(i.name for i in implementations(op.name))]
+    known = known_names(op)
     for name in names:
         if name not in known:
             raise InvalidInputError(
@@ -92,6 +93,8 @@ def make_provider(name: str, op: Op, problem: Problem, values: tuple[Any, ...]) 
     if name == TORCH:
         what, plain = plain_call(op)
         return Provider(name, "other", what, call := lambda: plain(*values), call)
+    if (custom := registered(op.name).get(name)) is not None:
+        return _registered(custom, problem, values)
     return _by_name(implementation(op.name, name), problem, values, device_target(device))
 
 
@@ -112,6 +115,17 @@ def _selected(op: Op, values: tuple[Any, ...]) -> Provider:
     if graph.plan.candidate != plan.candidate:
         what += f"; in graphs {graph.plan.candidate}"
     return Provider(GRISTMILL, "selected", what, lambda: bound(*values), lambda: graph(*values))
+
+
+def _registered(custom: Registered, problem: Problem, values: tuple[Any, ...]) -> Provider:
+    reason = custom.supports(problem)
+    if reason is not None:
+        raise UnsupportedProblemError(
+            f"the provider {custom.name!r} cannot run {problem}: {reason}."
+        )
+    run = custom.call(problem)
+    what = f"{custom.function.__module__}.{getattr(custom.function, '__qualname__', custom.name)}"
+    return Provider(custom.name, "other", what, call := lambda: run(*values), call)
 
 
 def _by_name(
