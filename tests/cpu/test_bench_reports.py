@@ -20,6 +20,7 @@ from gristmill.bench.stamp import Stamp
 from gristmill.bench.suite import bench
 from gristmill.core.op import Workload
 from gristmill.core.registry import load
+from gristmill.errors import InvalidInputError
 from gristmill.specs.rms_norm import problem_of
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +183,7 @@ def test_tables_are_put_between_the_markers_and_checked(tmp_path):
     assert call("--check") == 0
     assert tables.NOTHING in file.read_text()
     assert file.read_text().startswith("before\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(InvalidInputError, match="Add the two lines"):
         tables.replaced("no markers", "x")
 
 
