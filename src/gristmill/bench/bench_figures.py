@@ -28,6 +28,7 @@ PANELS = 4  # beside each other
 ROW = 0.27  # inches a workload
 SPEEDUPS = [0.1, 0.2, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
 TIMED = ("ok", "outside")
+LEAST_SPAN = 16  # of sizes, for a figure over them
 
 
 def figures(report: Report) -> list[Figure]:
@@ -220,7 +221,8 @@ def rates(report: Report) -> Figure | None:
         for name, rows in _points(report).items()
     }
     points = {name: rows for name, rows in points.items() if rows}
-    if len(results) < 2 or not points:
+    sizes = [result.size_bytes for result in results]
+    if not points or max(sizes) < LEAST_SPAN * min(sizes):
         return None
     copies = sorted(
         (result.size_bytes, row.bytes_per_s)
@@ -244,7 +246,7 @@ def rates(report: Report) -> Figure | None:
                 *zip(*copies, strict=True), color=INK, linewidth=1, label="copy of as many bytes"
             )
         _scatter(canvas, axis, points, lambda result, row: (result.size_bytes, row.bytes_per_s))
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.12 * axis.get_ylim()[1])
         low, high = axis.get_xlim()
         ticks(axis.xaxis, binary, [4.0**i for i in range(4, 20) if low <= 4.0**i <= high])
         ticks(axis.yaxis, si)

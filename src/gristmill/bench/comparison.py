@@ -16,7 +16,7 @@ from gristmill.errors import InvalidInputError
 from gristmill.measure.statistics import NEVER_SLOWER, SAME_US, Ratio, ratio_of_medians
 
 ChangeVerdict = Literal["same", "faster", "slower", "drifted", "broke", "mended", "not judged"]
-THRESHOLD = 1 - NEVER_SLOWER  # of "never slower"
+THRESHOLD = round(1 - NEVER_SLOWER, 6)  # of "never slower"
 OURS = ("selected", "own")
 TIMED, FAULTS = ("ok", "outside"), ("wrong", "failed")
 

@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "legend.labelcolor": INK,
     "lines.linewidth": 1.4,
     "text.color": INK,
+    "text.parse_math": False,  # a name with `$` is a name
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -74,10 +75,12 @@ class Canvas:
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Canvas]:
     """A canvas of this size in inches, in the house style; no window, no global state."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.figure import Figure as Drawing
 
-    with rc_context(STYLE):
+    with rc_context():
+        rcdefaults()  # a reader's matplotlibrc is not the page's
+        rcParams.update(STYLE)
         yield Canvas(Drawing(figsize=(width, height), layout="constrained"))
 
 

@@ -43,7 +43,7 @@ app = typer.Typer(add_completion=False)
 
 Ops = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[OP]...", help="Ops by name; `gristmill list` shows them."),
+    typer.Argument(metavar="OP", help="Ops by name; `gristmill list` shows them."),
 ]
 SuiteName = Annotated[
     str | None,

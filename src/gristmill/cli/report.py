@@ -34,7 +34,7 @@ from gristmill.errors import InvalidInputError
 
 app = typer.Typer(add_completion=False)
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Stored reports.")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="Stored reports.")]
 Baseline = Annotated[
     Path | None,
     typer.Option(
