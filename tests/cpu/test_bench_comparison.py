@@ -167,6 +167,20 @@ def test_a_report_older_than_the_intervals_counts_with_its_medians():
     assert found.low == pytest.approx(100 / (110 * (1 + SPREAD)))
 
 
+def test_a_plan_that_is_no_longer_tuned_is_said():
+    found = change(report(plan(100.0)), report(plan(150.0, what="row A=1 [prior]")))
+    assert found.note == "was row A=1 [tuned], is row A=1 [prior]"
+    assert not change(report(plan(100.0)), report(plan(150.0))).note
+
+
+def test_of_several_baselines_the_one_of_the_device_is_taken():
+    elsewhere = report(plan(10.0), stamp=replace(STAMP, target="other"))
+    (found,) = compare_all([report(plan(100.0))], [elsewhere, report(plan(99.0))])
+    assert found.judged
+    (found,) = compare_all([report(plan(100.0))], [elsewhere])
+    assert not found.judged
+
+
 def test_workloads_of_one_side_only_are_named():
     comparison = compare(report(plan(1.0), workload="new"), report(plan(1.0), workload="old"))
     assert (comparison.only_before, comparison.only_now) == (("old",), ("new",))
@@ -194,7 +208,7 @@ def test_the_text_has_both_runs_the_differences_and_the_regressions():
     assert "torch: 2.11 before, 2.12 now" in text
     assert "triton: 3.6 before, ? now" in text
     assert "1 regression; what is not ours runs at 1.000x" in text
-    assert "100.00 us before, 150.00 now: 0.667x; the plan was row A=1, is multi_row B=2" in text
+    assert "150.00 now: 0.667x; was row A=1 [tuned], is multi_row B=2 [tuned]" in text
 
 
 # ------------------------------------------------------------------------------------ statistics

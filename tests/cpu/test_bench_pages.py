@@ -111,6 +111,14 @@ def test_several_ops_are_sections_with_links_and_their_own_ids(h200):
     assert "bfloat16 matmul, 700 TFLOP/s" in "".join(tree.itertext())
 
 
+def test_reports_of_one_op_from_two_devices_are_two_sections(h200):
+    (report,), _ = h200
+    other = replace(report, stamp=replace(report.stamp, device="Another GPU"))
+    tree = checked(bench_page([report, other]))
+    assert [one.get("id") for one in tree.iter("section")] == ["rms_norm", "rms_norm-2"]
+    assert [one.text for one in tree.iter("h2")][1] == "rms_norm, Another GPU"
+
+
 def test_a_comparison_comes_first_on_the_page(h200):
     (report,), _ = h200
     slower = [

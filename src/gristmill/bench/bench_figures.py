@@ -31,29 +31,29 @@ TIMED = ("ok", "outside")
 LEAST_SPAN = 16  # of sizes, for a figure over them
 
 
-def figures(report: Report) -> list[Figure]:
-    """Every figure that this report has the numbers for."""
-    made = [speedups(report), roofline(report), rates(report)]
+def figures(report: Report, name: str) -> list[Figure]:
+    """Every figure that this report has the numbers for; `name` keeps them apart from others'."""
+    made = [speedups(report, name), roofline(report, name), rates(report, name)]
     return [figure for figure in made if figure is not None]
 
 
-def speedups(report: Report) -> Figure | None:
+def speedups(report: Report, name: str) -> Figure | None:
     """Bars for each provider: its time over the plan's, eager above graph, with the interval."""
     results = [result for result in report.results if result.versus]
-    names = list(dict.fromkeys(v.provider for result in results for v in result.versus))
-    if not names:
+    others = list(dict.fromkeys(v.provider for result in results for v in result.versus))
+    if not others:
         return None
     objectives = list(dict.fromkeys(v.objective for result in results for v in result.versus))
-    rows = -(-len(names) // PANELS)
+    rows = -(-len(others) // PANELS)
     height = rows * (0.9 + ROW * len(results)) + 0.3
     with drawing(WIDTH, height) as canvas:
-        columns = min(PANELS, len(names))
+        columns = min(PANELS, len(others))
         axes = canvas.figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         low, high = _span(results)
-        for axis in axes.flat[len(names) :]:
+        for axis in axes.flat[len(others) :]:
             axis.set_visible(False)
-        for axis, name in zip(axes.flat, names, strict=False):
-            axis.set_title(f"over {name}")
+        for axis, other in zip(axes.flat, others, strict=False):
+            axis.set_title(f"over {other}")
             axis.set_xscale("log")
             axis.set_xlim(low, high)
             ticks(axis.xaxis, lambda v: f"{v:g}x", _speedup_ticks(low, high, columns))
@@ -63,16 +63,16 @@ def speedups(report: Report) -> Figure | None:
             axis.set_ylim(len(results) - 0.4, -0.6)
             axis.tick_params(axis="y", length=0)
             for y, result in enumerate(results):
-                found = [v for v in result.versus if v.provider == name]
+                found = [v for v in result.versus if v.provider == other]
                 for versus in found:
                     _bar(canvas, axis, y, result, versus, len(objectives))
         _speedup_legend(canvas, objectives)
-        drawn = svg(canvas, f"{report.op}-speedups", f"Speed-ups of {report.op}")
+        drawn = svg(canvas, f"{name}-speedups", f"Speed-ups of {report.op}")
     caption = (
         "Time of each provider over the plan's, with the 95% interval. Right of 1x the plan is "
         "faster."
     )
-    return Figure(f"{report.op}-speedups", "Speed-up over each provider", caption, drawn)
+    return Figure(f"{name}-speedups", "Speed-up over each provider", caption, drawn)
 
 
 def _bar(
@@ -127,7 +127,7 @@ def _points(report: Report) -> dict[str, list[tuple[Result, Row]]]:
     return found
 
 
-def roofline(report: Report) -> Figure | None:
+def roofline(report: Report, name: str) -> Figure | None:
     """Achieved operations a second over operations a byte, under the ceilings of the run."""
     points = _points(report)
     copy_rate = float(report.ceilings["copy_bytes_per_s"])
@@ -146,9 +146,9 @@ def roofline(report: Report) -> Figure | None:
         top = max(rates.values(), default=high * copy_rate)
         ridge = top / copy_rate
         axis.plot([low, ridge], [low * copy_rate, top], color=INK, linewidth=1.2)
-        for name, rate in rates.items():
+        for dtype, rate in rates.items():
             axis.plot([rate / copy_rate, high], [rate, rate], color=INK, linewidth=1.2)
-            text = f"{name} matmul, {si(rate, 'FLOP/s')}"
+            text = f"{dtype} matmul, {si(rate, 'FLOP/s')}"
             axis.annotate(text, (high, rate), (-2, 4), textcoords="offset points", ha="right")
         axis.set_xlim(low, high)
         floor = min(row.flops_per_s or 0.0 for _, row in flat)
@@ -166,13 +166,13 @@ def roofline(report: Report) -> Figure | None:
         axis.set_ylabel("achieved, FLOP/s")
         axis.grid()
         _provider_legend(canvas, axis)
-        drawn = svg(canvas, f"{report.op}-roofline", f"Roofline of {report.op}")
+        drawn = svg(canvas, f"{name}-roofline", f"Roofline of {report.op}")
     caption = (
         "Operations over device time, against operations a byte of the least traffic. Lines: a "
         "large copy_ and a large matmul of the same run. A problem that fits into L2 can pass "
         "the copy's line."
     )
-    return Figure(f"{report.op}-roofline", "Roofline", caption, drawn)
+    return Figure(f"{name}-roofline", "Roofline", caption, drawn)
 
 
 def _copy_label(axis: Any, low: float, copy_rate: float, high: float) -> None:
@@ -212,15 +212,15 @@ def _provider_legend(canvas: Canvas, axis: Any) -> None:
     canvas.figure.legend(handles, labels, loc="outside upper left", ncols=7, borderaxespad=0.2)
 
 
-def rates(report: Report) -> Figure | None:
+def rates(report: Report, name: str) -> Figure | None:
     """The least bytes over device time, against the bytes, for what memory limits; with the copy of
     as many bytes."""
     results = [result for result in report.results if result.limit == "memory"]
     points = {
-        name: [(result, row) for result, row in rows if result in results]
-        for name, rows in _points(report).items()
+        provider: [(result, row) for result, row in rows if result in results]
+        for provider, rows in _points(report).items()
     }
-    points = {name: rows for name, rows in points.items() if rows}
+    points = {provider: rows for provider, rows in points.items() if rows}
     sizes = [result.size_bytes for result in results]
     if not points or max(sizes) < LEAST_SPAN * min(sizes):
         return None
@@ -254,6 +254,6 @@ def rates(report: Report) -> Figure | None:
         axis.set_ylabel("achieved, bytes/s")
         axis.grid(color=GRID)
         _provider_legend(canvas, axis)
-        drawn = svg(canvas, f"{report.op}-rates", f"Memory rate of {report.op}")
+        drawn = svg(canvas, f"{name}-rates", f"Memory rate of {report.op}")
     caption = "The least bytes over device time: small problems are bound by the launch."
-    return Figure(f"{report.op}-rates", "Memory rate over size", caption, drawn)
+    return Figure(f"{name}-rates", "Memory rate over size", caption, drawn)

@@ -33,7 +33,7 @@ class Change:
             more than 0.3 us apart, `faster` likewise, else `same`; of ours `drifted` where it is so
             alone, and not beside the control; `broke` and `mended` where only one of them was
             timed; `not judged` for the reason given.
-        note: what else differs, as the plan.
+        note: of ours, the candidates and where their configs come from, where these differ.
     """
 
     workload: str
@@ -149,19 +149,22 @@ def compare(now: Report, before: Report, threshold: float = THRESHOLD) -> Compar
 def compare_all(
     now: Sequence[Report], before: Sequence[Report], threshold: float = THRESHOLD
 ) -> tuple[Comparison, ...]:
-    """Each report against the baseline's of its op.
+    """Each report against the baseline's of its op, and of its device where there are several.
 
     Raises:
         InvalidInputError: the baseline has none of the ops.
     """
-    baselines = {report.op: report for report in before}
-    found = tuple(compare(one, baselines[one.op], threshold) for one in now if one.op in baselines)
+    found = []
+    for one in now:
+        same = [report for report in before if report.op == one.op]
+        same.sort(key=lambda report, target=one.stamp.target: report.stamp.target != target)
+        found += [compare(one, report, threshold) for report in same[:1]]
     if not found:
         raise InvalidInputError(
-            f"the baseline has {', '.join(baselines) or 'no op'}; the report is of "
+            f"the baseline has {', '.join(one.op for one in before) or 'no op'}; the report is of "
             f"{', '.join(one.op for one in now)}. Name a baseline of the same op."
         )
-    return found
+    return tuple(found)
 
 
 def _changes(
@@ -203,8 +206,7 @@ def _change(
     verdict, reason = _judged(before, now, old, new, control, threshold)
     if why_not:
         verdict, reason = "not judged", why_not
-    plans = [row.what.partition(" [")[0] for row in (before, now)]
-    changed = now.role == "selected" and ratio is not None and plans[0] != plans[1]
+    changed = role in OURS and ratio is not None and before.what != now.what
     return Change(
         workload,
         now.provider,
@@ -216,7 +218,7 @@ def _change(
         ratio.value / control.value if ratio and control else None,
         verdict,
         reason,
-        f"the plan was {plans[0]}, is {plans[1]}" if changed else "",
+        f"was {before.what}, is {now.what}" if changed else "",
     )
 
 

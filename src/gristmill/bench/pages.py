@@ -47,16 +47,22 @@ def bench_page(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
     check_extra()
-    compared = {one.op: one for one in comparisons}
-    sections = [_bench_section(report, compared.get(report.op)) for report in reports]
+    ops = [report.op for report in reports]
+    sections = []
+    for i, report in enumerate(reports):
+        found = (c for c in comparisons if (c.op, c.now) == (report.op, report.stamp))
+        again = ops[:i].count(report.op)
+        name = f"{report.op}-{again + 1}" if again else report.op
+        title = f"{report.op}, {report.stamp.device}" if ops.count(report.op) > 1 else report.op
+        sections.append(_bench_section(report, next(found, None), name, title))
     devices = ", ".join(dict.fromkeys(report.stamp.device for report in reports))
-    names = ", ".join(report.op for report in reports)
+    names = ", ".join(dict.fromkeys(ops))
     lead = f"{devices}, {', '.join(dict.fromkeys(r.stamp.date[:10] for r in reports))}"
     return render(f"gristmill benchmark: {names}", lead, sections)
 
 
-def _bench_section(report: Report, comparison: Comparison | None) -> Section:
-    blocks = [Block(figure=one) for one in bench_figures.figures(report)]
+def _bench_section(report: Report, comparison: Comparison | None, name: str, title: str) -> Section:
+    blocks = [Block(figure=one) for one in bench_figures.figures(report, name)]
     results = Block(title="Results", table=_results(report), text=" ".join(LEGEND.split()))
     rows = Block(title="Every provider", table=_rows(report), folded=True)
     blocks = [*blocks[:1], results, *blocks[1:], rows]
@@ -74,8 +80,8 @@ def _bench_section(report: Report, comparison: Comparison | None) -> Section:
     if comparison is not None:
         warnings += [f"Differs from the baseline in {one}." for one in comparison.differences]
     return Section(
-        report.op,
-        report.op,
+        name,
+        title,
         tuple(blocks),
         (*facts_of(report.stamp), *_baseline_facts(comparison)),
         summary=f"never slower on {never} of {total}",
@@ -108,6 +114,7 @@ def _results(report: Report) -> Table:
         Column("rate", True),
         Column("roofline", True),
         Column("speed-up", True, "the fastest other provider's time of a call over the plan's"),
+        Column("error", True, "the plan's worst error, as a share of its bound"),
         Column("verdict"),
     )
     return Table(columns, tuple(_result(report, result, others) for result in report.results))
@@ -120,7 +127,7 @@ def _result(report: Report, result: Result, others: Sequence[str]) -> Line:
     if plan is None:
         failed = next((row.reason for row in result.rows if row.role == "selected"), "not run")
         last = Cell("failed", note=(result.reason or failed)[:200], badge="bad")
-        return Line((*cells, *[Cell("")] * 5, last))
+        return Line((*cells, *[Cell("")] * 6, last))
     share = None if plan.roofline_share is None else 100 * plan.roofline_share
     rate = plan.flops_per_s if report.matrix and result.limit == "compute" else plan.bytes_per_s
     verdict = verdict_text(result)
@@ -137,6 +144,7 @@ def _result(report: Report, result: Result, others: Sequence[str]) -> Line:
             Cell(rate_text(plan, result, report.matrix), rate),
             number(share, 0, "%"),
             number(plan.speedup, 2, "x"),
+            number(plan.error),
             Cell(verdict, note="; ".join(losses), badge=BADGES.get(verdict, "plain")),
         )
     )
