@@ -92,7 +92,7 @@ def _mark(
         return
     colour, marker = looks[candidate.implementation]
     (mark,) = axis.plot(
-        [x], [y], marker, color=colour, markersize=5.5,
+        [x], [y], marker, color=colour, markersize=5.5, zorder=3,
         markerfacecolor=colour if outcome.ok else "none",
         markeredgecolor=PAPER if outcome.ok else colour, markeredgewidth=0.6,
     )  # fmt: skip
