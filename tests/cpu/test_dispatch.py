@@ -19,8 +19,6 @@ from gristmill.ops._generate import key_function
 from gristmill.ops._key import is_plain
 
 pytestmark = pytest.mark.usefixtures("fresh_store")
-# torch's own, where forward-mode differentiation and Inductor are imported.
-OLD_SCRIPTING = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 
 @pytest.fixture
@@ -211,7 +209,6 @@ def test_lazily_negated_views_are_refused_also_after_a_plain_call(x):
     torch.testing.assert_close(bound(torch._neg_view(x)), -bound(x))
 
 
-@OLD_SCRIPTING
 def test_forward_mode_tangents_are_kept(x, weight):
     from torch.autograd import forward_ad
 
@@ -258,7 +255,6 @@ def test_an_int_for_a_float_is_the_same_problem(x):
     assert op.bucket(one) == op.bucket(other)
 
 
-@OLD_SCRIPTING
 def test_a_compiled_plan_compiles_once_whatever_the_mode(x, weight):
     from torch._dynamo.utils import counters
 
