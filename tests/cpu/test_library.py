@@ -112,15 +112,13 @@ def test_transforms(name):
 
         return total
 
+    batched = tuple(torch.stack([v, v * 2]) if isinstance(v, torch.Tensor) else v for v in values)
+    in_dims = tuple(0 if isinstance(v, torch.Tensor) else None for v in values)
     for transform in (
         lambda f: torch.func.grad(loss(f))(*values),
         lambda f: torch.func.vmap(f, in_dims=in_dims)(*batched),
         lambda f: torch.func.vmap(torch.func.grad(loss(f)), in_dims=in_dims)(*batched),
     ):
-        batched = tuple(
-            torch.stack([v, v * 2]) if isinstance(v, torch.Tensor) else v for v in values
-        )
-        in_dims = tuple(0 if isinstance(v, torch.Tensor) else None for v in values)
         torch.testing.assert_close(transform(call), transform(reference), rtol=1e-4, atol=1e-4)
 
 
