@@ -1,5 +1,5 @@
-"""The modules: torch's arguments and state dicts, training, copies, and the wrappers that people put
-around modules."""
+"""The modules: torch's arguments and state dicts, training, copies, and what people wrap around
+modules."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def _rank(rank, port, wrapper, results):
     grads = _train(wrapped, x[rank * 4 : rank * 4 + 4])
     full = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads]
     want = _train(_model(), x)
-    close = all(torch.allclose(g * 2, w, rtol=1e-4, atol=1e-5) for g, w in zip(full, want))
+    close = all(
+        torch.allclose(g * 2, w, rtol=1e-4, atol=1e-5) for g, w in zip(full, want, strict=True)
+    )
     results.put((rank, close))
     results.close()
     results.join_thread()
