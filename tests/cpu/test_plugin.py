@@ -1,5 +1,5 @@
-"""A third party's package, installed with pip into an environment of its own: its op is listed, tuned,
-conformance-tested, benchmarked and compiled like ours."""
+"""A third party's package, installed with pip into an environment of its own: its op is listed,
+tuned, conformance-tested, benchmarked and compiled like ours."""
 
 from __future__ import annotations
 

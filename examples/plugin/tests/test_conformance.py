@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from gristmill.core import registry
 from gristmill.core.target import device_target, named_target
 from gristmill.testing import cases, judge

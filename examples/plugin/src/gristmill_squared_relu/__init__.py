@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from gristmill.ops import public
 
+from gristmill.ops import public
 from gristmill_squared_relu import elementwise, in_torch  # noqa: F401 - they register
 
 __all__ = ["squared_relu"]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
 from gristmill.core.config import Config, Value
 from gristmill.core.launch import Launch
 from gristmill.core.problem import Problem
 from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, pow2, require
 from gristmill.core.target import Target
-
 from gristmill_squared_relu.spec import OP
 
 

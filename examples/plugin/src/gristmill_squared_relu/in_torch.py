@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from gristmill.core.problem import Problem
 from gristmill.core.registry import register
 from gristmill.kernels.compiled import compile_reference
-
 from gristmill_squared_relu.spec import OP
 
 

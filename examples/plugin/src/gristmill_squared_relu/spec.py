@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from gristmill.core.op import Bounds, Cost, Op, Workload
 from gristmill.core.problem import Axis, Problem, TensorSpec
 from gristmill.core.registry import declare
