@@ -1,4 +1,4 @@
-"""What broke libraries like ours in the field (docs/robustness.md), where no other file tests it."""
+"""What broke libraries like ours in the field (docs/robustness.md), where no other file has it."""
 
 from __future__ import annotations
 
