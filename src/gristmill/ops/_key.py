@@ -42,11 +42,12 @@ SCOPE: dict[str, Any] = {
     "only_devices": _only_devices,
     "tracing": torch._C._get_tracing_state,
 }
+_PLAIN = compile(PLAIN, "<plain>", "eval")
 
 
 def is_plain() -> bool:
     """What `PLAIN` says, as a function."""
-    return bool(eval(PLAIN, SCOPE))  # noqa: S307 - the text above
+    return bool(eval(_PLAIN, SCOPE))  # noqa: S307 - the text above
 
 
 def in_forward_mode() -> bool:
