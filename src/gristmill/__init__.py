@@ -28,6 +28,7 @@ from gristmill.errors import (
 )
 
 if TYPE_CHECKING:
+    from gristmill import nn
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
@@ -62,12 +63,15 @@ __all__ = [
     "explain",
     "get_op",
     "matmul",
+    "nn",
     "rms_norm",
     "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return importlib.import_module("gristmill.nn")
     if name not in _HOME:
         raise AttributeError(f"module 'gristmill' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from gristmill.core.gradient import Gradient
 from gristmill.core.problem import Axis, Bucket, Problem, TensorSpec
 from gristmill.errors import InvalidInputError, RegistrationError, did_you_mean
 
@@ -69,6 +70,11 @@ class Op:
         matrix: whether the flops run on matrix units (for the roofline).
         sized: `(sizes by axis name, dtype name) -> problem`: the plain problem of these sizes, from
             which the conformance suite makes its adversarial ones.
+        gradients: where the derivatives come from. With none, a call that needs one runs the
+            reference, which torch differentiates.
+        autocast: what tensor arguments are cast to under `torch.autocast`: `lower` its dtype
+            (matrix products), `first` the dtype of the first one (whoever computes in float32
+            anyway).
     """
 
     schema: str
@@ -85,6 +91,8 @@ class Op:
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
     matrix: bool = False
     sized: Callable[[Mapping[str, int], str], Problem] | None = None
+    gradients: tuple[Gradient, ...] = ()
+    autocast: Literal["lower", "first"] = "first"
 
     @cached_property
     def parsed(self) -> Any:
@@ -104,6 +112,13 @@ class Op:
     def names(self) -> tuple[str, ...]:
         """The arguments' names, in order."""
         return tuple(a.name for a in self.parsed.arguments)
+
+    @cached_property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs' names: the schema's, else `out` (`out_0`, `out_1` of several)."""
+        returns = self.parsed.returns
+        several = len(returns) > 1
+        return tuple(r.name or (f"out_{i}" if several else "out") for i, r in enumerate(returns))
 
     @cached_property
     def signature(self) -> inspect.Signature:

@@ -1,0 +1,143 @@
+"""Every op in torch's dispatcher, as `torch.ops.gristmill.<op>`: where calls go that need more than
+values.
+
+All of it follows from the op's declaration: the schema; a meta kernel that makes its outputs (fake
+tensors use it too); the kernel of CPU and CUDA, which is the plan's bound launch; autograd by its
+gradients, or through its reference; autocast; vmap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gristmill.core.gradient import GRAD, saved_names
+from gristmill.core.op import Op, as_tuple
+from gristmill.core.problem import Problem, TensorSpec
+from gristmill.ops._generate import pack_function
+
+NAMESPACE = "gristmill"
+DEVICES = ("CPU", "CUDA")  # torch's dispatch keys; ROCm's devices are CUDA's
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+# Inductor hands kernels the strides that the contract was checked with.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+
+def register_op(op: Op, run: Callable[..., Any], call: Callable[[str], Callable[..., Any]]) -> Any:
+    """Register an op; returns its overload, `torch.ops.gristmill.<op>.default`.
+
+    `run` computes values, with no regard to gradients or modes; `call(name)` is the public call of
+    another op, which its gradients use.
+    """
+    _library.define(op.schema, tags=_TAGS)
+    overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    for device in DEVICES:
+        _library.impl(op.name, run, device)
+        kernel = _autocast_kernel(op, overload, device)
+        _library.impl(op.name, kernel, f"Autocast{device}")
+    # What fake tensors run too. `register_fake` would look for our source file for 10 ms.
+    _library.impl(op.name, _meta_kernel(op), "Meta")
+    _library.impl(op.name, op.reference, "FuncTorchBatched")  # whose operations torch can batch
+    differentiate = _formula(op, overload, call).apply if op.gradients else None
+    kernel = _autograd_kernel(op, overload, differentiate)
+    _library.impl(op.name, kernel, "Autograd", with_keyset=True)
+    return overload
+
+
+def _meta_kernel(op: Op) -> Callable[..., Any]:
+    """The outputs without values, for sizes that may be symbols."""
+
+    def meta(*given: Any) -> Any:
+        values = op.bind(given)
+        args = tuple(zip(op.names, map(_spec, values), strict=True))
+        device = op.device(values)
+        outputs = tuple(
+            torch.empty_strided(s.shape, s.strides, dtype=s.torch_dtype, device=device)
+            for s in op.outputs(Problem(op.name, args))
+        )
+        return outputs if len(outputs) != 1 else outputs[0]
+
+    return meta
+
+
+def _spec(value: Any) -> Any:
+    """A tensor's spec without asking for its address: it may have none."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return TensorSpec(
+        tuple(value.shape), tuple(value.stride()), str(value.dtype).removeprefix("torch.")
+    )
+
+
+def _autocast_kernel(op: Op, overload: Any, device: str) -> Callable[..., Any]:
+    """The op on arguments cast as it declares, with autocast off."""
+    off = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        cast_it = isinstance(value, torch.Tensor) and value.dtype in op.dtypes
+        return value.to(dtype) if cast_it else value
+
+    def kernel(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(off):
+            if op.autocast == "lower":
+                dtype = torch.get_autocast_dtype(device.lower())
+            else:
+                dtype = next(v.dtype for v in args if isinstance(v, torch.Tensor))
+            return overload(*(cast(value, dtype) for value in args))
+
+    return kernel
+
+
+def _autograd_kernel(
+    op: Op, overload: Any, differentiate: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """The op with the gradients that it declares. Without any, and inside `torch.func`'s transforms
+    (which take no formula in Python), a call that needs one runs the reference."""
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
+        if differentiate is None or torch._C._are_functorch_transforms_active():
+            return op.reference(*args)
+        return differentiate(keys, *args)
+
+    return kernel
+
+
+def _formula(
+    op: Op, overload: Any, call: Callable[[str], Callable[..., Any]]
+) -> type[torch.autograd.Function]:
+    """An op joined to the ops that compute its gradients."""
+    pack = pack_function(op)  # torch drops defaults at the end
+
+    class Formula(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keys: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                result = overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
+            names = (*op.names, *op.output_names)
+            known = dict(zip(names, (*pack(*args), *as_tuple(result)), strict=True))
+            ctx.needs = [n for n, f in zip(op.names, ctx.needs_input_grad[1:], strict=False) if f]
+            saved = saved_names(op.gradients, ctx.needs)
+            ctx.tensors = [name for name in saved if isinstance(known[name], torch.Tensor)]
+            ctx.scalars = {name: known[name] for name in saved if name not in ctx.tensors}
+            ctx.save_for_backward(*(known[name] for name in ctx.tensors))
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            known = {**ctx.scalars, **dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))}
+            known.update({GRAD + n: g for n, g in zip(op.output_names, grads, strict=True)})
+            found: dict[str, torch.Tensor] = {}
+            for gradient in op.gradients:
+                if gradient.wanted(ctx.needs):
+                    outputs = call(gradient.op)(*gradient.inputs(known, ctx.needs))
+                    found.update(zip(gradient.of, as_tuple(outputs), strict=True))
+            given = op.names[: len(ctx.needs_input_grad) - 1]
+            return (None, *(found[name] if name in ctx.needs else None for name in given))
+
+    Formula.__name__ = f"{op.name}_gradients"
+    return Formula
