@@ -117,6 +117,14 @@ def test_where_versions_differ_the_copy_is_the_control():
     assert not same.regressions
 
 
+def test_another_version_of_ours_alone_leaves_the_others_as_control():
+    stamps = [replace(STAMP, versions={**STAMP.versions, "gristmill": v}) for v in ("1", "2")]
+    before = report(plan(100.0), aten(100.0), stamp=stamps[0])
+    comparison = compare(report(plan(130.0), aten(130.0), stamp=stamps[1]), before)
+    assert comparison.differences == ("gristmill: 1 before, 2 now",)
+    assert not comparison.regressions
+
+
 def test_anothers_slowdown_is_no_regression():
     comparison = compare(report(plan(100.0), aten(130.0)), report(plan(100.0), aten(100.0)))
     assert comparison.changes[1].verdict == "slower"
@@ -250,6 +258,17 @@ def test_the_exit_code_says_whether_there_is_a_regression(tmp_path, now_us, code
     (comparison,) = json.loads(done.stdout)["comparisons"]
     assert bool(comparison["regressions"]) == (code == 3)
     assert CliRunner().invoke(app, [*arguments, "--threshold", "0.5"]).exit_code == 0
+
+
+def test_a_plan_that_broke_is_a_regression_before_it_is_a_failure(tmp_path):
+    paths = [tmp_path / "before.json", tmp_path / "now.json"]
+    save_reports(paths[0], [report(plan(100.0))])
+    save_reports(paths[1], [report(Row("gristmill", "selected", "wrong", reason="wrong in 3"))])
+    assert CliRunner().invoke(app, ["report", str(paths[1])]).exit_code == 1
+    arguments = ["report", str(paths[1]), "--compare", str(paths[0])]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 3
+    assert "broke, wrong in 3" in done.stdout
 
 
 def test_a_comparison_that_judges_nothing_fails(tmp_path):

@@ -125,19 +125,19 @@ def compare(now: Report, before: Report, threshold: float = THRESHOLD) -> Compar
         )
     old = {result.workload: result for result in before.results}
     new = {result.workload: result for result in now.results}
-    differences = _differences(before.stamp, now.stamp)
+    software = [{**one.versions, "gristmill": ""} for one in (before.stamp, now.stamp)]
     elsewhere = "" if now.stamp.target == before.stamp.target else "measured on another device"
     changes = [
         change
         for name, result in new.items()
         if name in old
-        for change in _changes(old[name], result, threshold, elsewhere, not differences)
+        for change in _changes(old[name], result, threshold, elsewhere, software[0] == software[1])
     ]
     return Comparison(
         now.op,
         before.stamp,
         now.stamp,
-        differences,
+        _differences(before.stamp, now.stamp),
         tuple(changes),
         tuple(name for name in old if name not in new),
         tuple(name for name in new if name not in old),
@@ -172,8 +172,7 @@ def _changes(
 ) -> list[Change]:
     old, new = ({row.provider: row for row in result.rows} for result in (before, now))
     if now.reason and not before.reason:  # the whole workload failed: every column of it broke
-        gone = {name: Row(name, row.role, "failed", reason=now.reason) for name, row in old.items()}
-        new = gone
+        new = {name: Row(name, row.role, "failed", reason=now.reason) for name, row in old.items()}
     controls = {objective: _control(old, new, objective, unchanged) for objective in OBJECTIVES}
     why_not = elsewhere
     if not why_not and now.problem != before.problem:

@@ -8,8 +8,9 @@ or --providers-from register.
 Tune first: an untuned problem is run with its prior, and the table says so.
 
 Exit code 1 where a provider failed or gave wrong results, or with --strict
-the plan is slower than another provider; with --compare also where nothing
-could be judged, and 3 where something of ours is slower than in the baseline.
+the plan is slower than another provider. With --compare 3 where something of
+ours is slower than in the baseline or no longer runs; 1 also where nothing
+could be judged.
 
     gristmill bench rms_norm --workload 'llama3-8b-*'
     gristmill bench rms_norm matmul --out now.json --html now.html

@@ -4,8 +4,8 @@ page of them. Measures nothing.
 FILES are what `gristmill bench --out` or `gristmill tune --out` wrote, all of
 one kind.
 
-Exit code 3 where something of ours is slower than in the baseline, 1 where a
-provider failed or nothing could be judged.
+Exit code 3 where something of ours is slower than in the baseline or no
+longer runs; else 1 where a provider failed or nothing could be judged.
 
     gristmill report benchmarks/results/nvidia-h200/rms_norm.json --html rms_norm.html
     gristmill report now.json --compare before.json --threshold 0.05
@@ -110,9 +110,10 @@ def show_reports(
             print_report(console(), report, legend=report is reports[-1])
         for one in comparisons:
             print_comparison(console(), one)
-    if any(report.failed for report in reports) or not all(one.judged for one in comparisons):
-        return FAILED
-    return REGRESSED if any(one.regressions for one in comparisons) else 0
+    if any(one.regressions for one in comparisons):
+        return REGRESSED
+    failed = any(report.failed for report in reports)
+    return FAILED if failed or not all(one.judged for one in comparisons) else 0
 
 
 def check_html(path: Path | None) -> None:
