@@ -12,8 +12,9 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gristmill.bench.report import ceilings_text, rate_text
 from gristmill.bench.results import (
@@ -173,18 +174,15 @@ def plan_row(result: Result) -> Row | None:
 def overhead_markdown(path: Path) -> str:
     """Host time of a call against the floor, and what a new process pays."""
     data = json.loads(path.read_text())
-    times = data["host_times"]
-    lines = [f"**Host time of a call**, {data['stamp']['device']}: {times['problem']}", ""]
-    lines += ["| call | us | over F |", "|---|---:|---:|"]
-    for name, us in times["times_us"].items():
-        ratio = times["ratios"].get(name)
-        lines.append(f"| {name} | {us:.2f} | {f'{ratio[0]:.2f}x' if ratio else ''} |")
-    lines += [
-        "",
-        "F is `empty_like` and `CompiledKernel.run` of the same kernel."
-        if times["ratios"]
-        else times["reason"],
-    ]
+    calls = list(dict.fromkeys(name for times in data["host_times"] for name in times["times_us"]))
+    lines = [f"**Host time of a call**, {data['stamp']['device']}: us, and over F", ""]
+    lines += [f"| problem | kernel | {' | '.join(calls)} |", f"|---|---|{'---:|' * len(calls)}"]
+    for times in data["host_times"]:
+        cells = [_host_cell(times, name) for name in calls]
+        kernel = times["kernel"].split()[0]
+        lines.append(f"| {times['problem']} | {kernel} | {' | '.join(cells)} |")
+    lines += ["", "F allocates the output and calls `CompiledKernel.run` of the same kernel."]
+    lines += [f"{t['problem']}: F is {t['reason']}." for t in data["host_times"] if t["reason"]]
     lines += ["", f"`import gristmill` adds {data['import_ms']:.1f} ms to `import torch`."]
     for got in data["get_op"]:
         lines.append(
@@ -193,6 +191,13 @@ def overhead_markdown(path: Path) -> str:
             f"({got['implementation']}, {got['origin']})."
         )
     return "\n".join(lines)
+
+
+def _host_cell(times: Mapping[str, Any], name: str) -> str:
+    us, ratio = times["times_us"].get(name), times["ratios"].get(name)
+    if us is None:
+        return ""
+    return f"{us:.2f} ({ratio[0]:.2f}x)" if ratio else f"{us:.2f}"
 
 
 def _has_reports(path: Path) -> bool:
