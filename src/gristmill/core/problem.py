@@ -101,8 +101,8 @@ class TensorSpec:
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor. A size that depends on data (rows that a mask picks, under
-    `torch.compile`) is a symbol that cannot be compared."""
+    """The strides of a contiguous tensor. A size that depends on data (rows that a mask picks, in
+    compiled code) is a symbol that cannot be compared."""
     strides: list[int] = []
     step: Any = 1
     for size in reversed(shape):
