@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -279,6 +280,7 @@ def test_a_compiled_plan_compiles_once_whatever_the_mode(x, weight):
 def test_a_bound_operator_is_copied_and_pickled_as_a_question(x, weight):
     bound = gm.get_op("rms_norm", (x, weight), tune="never")
     assert copy.deepcopy(bound) is bound
+    assert weakref.ref(bound)() is bound
     restored = pickle.loads(pickle.dumps(bound))
     assert (restored.problem, restored.plan) == (bound.problem, bound.plan)
     torch.testing.assert_close(restored(x, weight), bound(x, weight))

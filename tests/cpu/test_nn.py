@@ -51,6 +51,8 @@ def test_what_a_module_refuses():
         nn.RMSNorm((4, 32))
     with pytest.raises(gm.InvalidInputError, match=r"rows of 32"):
         nn.RMSNorm(32)(torch.randn(4, 16))
+    with pytest.raises(gm.InvalidInputError, match=r"`x` has dtype torch.int64"):
+        nn.RMSNorm(32)(torch.ones(4, 32, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

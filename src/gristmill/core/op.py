@@ -159,10 +159,9 @@ class Op:
 
     def validate(self, values: Sequence[Any]) -> None:
         """Check arguments in the schema's order: types, device, dtype, then the op's own rules."""
+        self.check_types(values)
         first: tuple[str, torch.Tensor] | None = None
-        for argument, value in zip(self.parsed.arguments, values, strict=True):
-            name = argument.name
-            _check_type(self.name, name, str(argument.type), value)
+        for name, value in zip(self.names, values, strict=True):
             if not isinstance(value, torch.Tensor):
                 continue
             if value.dtype not in self.dtypes:
@@ -190,6 +189,11 @@ class Op:
                     f"Call `{name}.to({str(first[1].device)!r})`."
                 )
         self.check(*values)
+
+    def check_types(self, values: Sequence[Any]) -> None:
+        """Check that each argument is of its type in the schema."""
+        for argument, value in zip(self.parsed.arguments, values, strict=True):
+            _check_type(self.name, argument.name, str(argument.type), value)
 
     def problem(self, values: Sequence[Any]) -> Problem:
         return Problem.of(self.name, self.names, values)
@@ -219,8 +223,8 @@ def _check_type(op: str, name: str, declared: str, value: Any) -> None:
         declared = declared.removeprefix("Optional[").removesuffix("]")
     expected = {
         "Tensor": torch.Tensor,
-        "float": (int, float),
-        "int": int,
+        "float": (int, float, torch.SymInt, torch.SymFloat),
+        "int": (int, torch.SymInt),
         "bool": bool,
         "str": str,
     }.get(declared)

@@ -35,7 +35,16 @@ class BoundOp:
         op: the op's name. problem: what it was chosen for. plan: the choice with its evidence.
     """
 
-    __slots__ = ("_call", "_call_key", "_device", "_dispatch", "op", "plan", "problem")
+    __slots__ = (
+        "__weakref__",
+        "_call",
+        "_call_key",
+        "_device",
+        "_dispatch",
+        "op",
+        "plan",
+        "problem",
+    )
 
     def __init__(
         self, dispatch: Dispatcher, problem: Problem, plan: Plan, values: tuple[Any, ...]
