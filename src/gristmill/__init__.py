@@ -29,6 +29,7 @@ from gristmill.errors import (
 
 if TYPE_CHECKING:
     from gristmill import nn
+    from gristmill.ops._dispatch import register_ops
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
@@ -43,6 +44,7 @@ _HOME = {
     "explain": "gristmill.ops.explain",
     "get_op": "gristmill.ops.get_op",
     "matmul": "gristmill.ops.matmul",
+    "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
     "tune": "gristmill.ops.get_op",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "get_op",
     "matmul",
     "nn",
+    "register_ops",
     "rms_norm",
     "tune",
 ]

@@ -309,3 +309,22 @@ def test_exported_programs_contain_the_op():
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert torch.ops.gristmill.rms_norm.default in targets
     torch.testing.assert_close(program.module()(*values), gm.rms_norm(*values) * 2)
+
+
+def test_a_saved_program_is_loaded_in_a_new_process(tmp_path):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return gm.rms_norm(x) * 2
+
+    x = torch.randn(6, 32)
+    torch.export.save(torch.export.export(Model(), (x,)), tmp_path / "model.pt2")
+    torch.save((x, Model()(x)), tmp_path / "values.pt")
+    code = """
+import sys, torch, gristmill as gm
+assert "rms_norm" in gm.register_ops()
+x, want = torch.load(sys.argv[2])
+torch.testing.assert_close(torch.export.load(sys.argv[1]).module()(x), want)
+"""
+    command = [sys.executable, "-c", code, tmp_path / "model.pt2", tmp_path / "values.pt"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from gristmill.compile.bound import BoundCall, bind
 from gristmill.core.implementation import PLAIN_TYPES, Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
-from gristmill.core.registry import implementation, load
+from gristmill.core.registry import implementation, load, op_names
 from gristmill.core.target import device_target
 from gristmill.ops._generate import (
     direct_function,
@@ -174,6 +174,18 @@ def registered(op: Op) -> Any:
         return dispatcher(op.name).values(*args)
 
     return register_op(op, run, dispatcher)
+
+
+def register_ops() -> tuple[str, ...]:
+    """Register every op with torch now, third parties' too; returns their names.
+
+    An op is registered at its first use: only a program that was saved (`torch.export.save`) and is
+    loaded before any use has to ask for it.
+    """
+    names = op_names()
+    for name in names:
+        registered(load(name))
+    return names
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
