@@ -97,7 +97,7 @@ def _check(
     outputs: Sequence[TensorSpec],
     device: torch.device,
     expected: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]],
-    bounds: Bounds,
+    bounds: Bounds | tuple[Bounds, ...],
 ) -> Verdict:
     """The worse verdict of the provider's call and of the one that it captures in graphs."""
     worst = Verdict(True, 0.0)
