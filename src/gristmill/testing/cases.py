@@ -224,7 +224,8 @@ def cases(
 ) -> Iterator[Case]:
     """Every case of these implementations that they support on `target`.
 
-    Sizes (normal values), then layouts and value variants at two sizes, then random configs.
+    Sizes (normal values), then layouts and value variants at two sizes, then random configs; of a
+    problem's other forms the layouts, and a config each.
     """
     for implementation in implementations:
         op = implementation.op
@@ -238,17 +239,17 @@ def cases(
         for dtype in kept:
             for label, base in _bases(implementation, target, dtype, largest):
                 plan += [(f"{label}-{kind}", p, "normal") for kind, p in layouts(op, base)]
-                for kind, form in _forms(op, label, base):
-                    plan += [(kind, form, variant) for variant in op.variants]
+                plan += [(label, base, variant) for variant in op.variants]
         for label, problem, variant in plan:
             if implementation.why_not(problem, target) is None:
                 yield Case(implementation, problem, variant, label=label)
         bases = (_bases(implementation, target, dtype, largest, wide=True) for dtype in kept)
-        wide = itertools.chain.from_iterable(bases)
-        for label, problem in (pair for one in wide for pair in _forms(op, *one)):
-            if implementation.why_not(problem, target) is None:
-                for config in configs(implementation, problem, target, configs_each):
-                    yield Case(implementation, problem, "normal", config, label)
+        for base in itertools.chain.from_iterable(bases):
+            for index, (label, problem) in enumerate(_forms(op, *base)):
+                if implementation.why_not(problem, target) is None:
+                    each = 1 if index else configs_each
+                    for config in configs(implementation, problem, target, each):
+                        yield Case(implementation, problem, "normal", config, label)
 
 
 def _forms(op: Op, label: str, base: Problem) -> list[tuple[str, Problem]]:
