@@ -164,10 +164,19 @@ def _bytes_in_flight(config: Mapping[str, Any], problem: Problem) -> int:
     return (config["STAGES"] - 1) * tile * problem["x"].itemsize * config["PROGRAMS_PER_SM"]
 
 
+def _on_16_bytes(problem: Problem) -> bool:
+    """Whether Triton knows that every row starts on 16 bytes: it asks for multiples of 16."""
+    specs = problem["x"], problem["grad_out"]
+    steps = [stride for _, *strides in collapse_rows(*specs) for stride in strides]
+    steps.append(problem["x"].shape[-1])
+    return all(spec.aligned for spec in specs) and all(step % 16 == 0 for step in steps)
+
+
 def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     """Tiles of 2,048 values or a row, 16 values a thread (32 where that is more than 512 threads);
     as many programs as there are registers for, with the next two tiles on their way. A row of
-    32 KiB leaves no registers for that, nor for the weight."""
+    32 KiB leaves no registers for that, nor for the weight; nor do rows off 16 bytes, whose
+    addresses need them."""
     width, itemsize, n_rows = _width(problem), problem["x"].itemsize, max(1, rows(problem))
     block_m = min(64, max(1, 2048 // width))
     while block_m > 1 and block_m >= 2 * n_rows:
@@ -176,8 +185,9 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     while warps > 1 and warps * target.warp_size > 512:
         warps //= 2
     tile = block_m * width * itemsize
-    stages = 3 if target.vendor == "cuda" and tile < MAX_BYTES else 1
-    registers = 80 if itemsize == 2 else 112  # a thread's, on sm_90
+    aligned = _on_16_bytes(problem)
+    stages = 3 if target.vendor == "cuda" and tile < MAX_BYTES and aligned else 1
+    registers = 168 if not aligned else 80 if itemsize == 2 else 112  # a thread's, on sm_90
     per_sm = 65_536 // (warps * target.warp_size * registers)
     if stages > 1:
         per_sm = min(per_sm, target.shared_memory_bytes // (4 * tile + 2048))
@@ -187,7 +197,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
         "PROGRAMS_PER_SM": max(n for n in (1, 2, 3, 4, 6, 8) if n <= max(1, per_sm)),
         "STAGES": stages,
         "PRELOAD": stages > 1,
-        "ONE_SUM": stages == 1 or warps < 16,
+        "ONE_SUM": aligned and (stages == 1 or warps < 16),
         "EVICT": "",
         "STREAM": "",
     }
