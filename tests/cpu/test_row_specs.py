@@ -77,9 +77,12 @@ def test_rms_norm_backward_bounds_see_the_usual_mistakes(dtype, rows):
         rounded = (x * r).to(values[0].dtype).double() if dtype != "float32" else (x * r).half()
         yield "no projection", (r * g * w, dw)
         yield "the block for N", (r * (g * w - x * r**2 * mean * 1000 / 1024), dw)
-        yield "the mean without the weight", (
-            r * (g * w - x * r**2 * (g * x).mean(-1, keepdim=True)),
-            dw,
+        yield (
+            "the mean without the weight",
+            (
+                r * (g * w - x * r**2 * (g * x).mean(-1, keepdim=True)),
+                dw,
+            ),
         )
         yield "one factor r too few", (r * g * w - x * r**2 * mean, dw)
         yield "the row rounded first", (r * (g * w - rounded * r * mean), (g * rounded).sum(0))

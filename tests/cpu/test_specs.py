@@ -42,8 +42,16 @@ def ones(*shape, dtype=torch.float32):
         (RMS_NORM, (ones(4, 4), None, float("nan")), ["`eps`", "nan", "finite"]),
         (RMS_NORM, (ones(4, 4), None, "small"), ["`eps`", "str", "float"]),
         (RMS_NORM_BACKWARD, (ones(4, 5), ones(4, 4)), ["`grad_out`", "(4, 5)", "(4, 4)", "shape"]),
-        (RMS_NORM_BACKWARD, (ones(4, 4).half(), ones(4, 4)), ["`grad_out`", "float16", "one dtype"]),
-        (RMS_NORM_BACKWARD, (ones(1).expand(4, 4), ones(4, 4)), ["`grad_out`", "stride 0", "contig"]),
+        (
+            RMS_NORM_BACKWARD,
+            (ones(4, 4).half(), ones(4, 4)),
+            ["`grad_out`", "float16", "one dtype"],
+        ),
+        (
+            RMS_NORM_BACKWARD,
+            (ones(1).expand(4, 4), ones(4, 4)),
+            ["`grad_out`", "stride 0", "contig"],
+        ),
         (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4).t()), ["`x`", "stride 4", "contiguous()"]),
         (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4), ones(3)), ["`weight`", "(3,)", "(4,)"]),
         (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4), None, -1.0), ["`eps`", "-1.0", "0 or more"]),

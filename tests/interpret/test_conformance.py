@@ -70,7 +70,7 @@ LEADING = {  # strides of (4, 3, 2, N) rows, in rows: how many dimensions are le
     "two": (1, 8, 4),
     "three": (2, 8, 1),
 }
-ON_ROWS = [i for i in TRITON if [a.name for a in i.op.axes(i.op.workloads[0].problem)][0] == "rows"]
+ON_ROWS = [i for i in TRITON if i.op.axes(i.op.workloads[0].problem)[0].name == "rows"]
 
 
 @pytest.mark.parametrize("implementation", ON_ROWS, ids=by_id)
@@ -79,16 +79,13 @@ def test_rows_of_several_dimensions(implementation, kind):
     """`x` has its leading dimensions swapped, every other tensor is dense."""
     op = implementation.op
     base = op.sized({"rows": 24, "N": 40}, "float32")
-    args = []
-    for name, spec in base.args:
-        if isinstance(spec, TensorSpec) and spec.shape[0] == 24:
-            width = spec.shape[1]
-            spec = TensorSpec.contiguous((4, 3, 2, width), spec.dtype)
-            if name == "x":
-                steps = tuple(width * step for step in LEADING[kind])
-                spec = replace(spec, strides=(*steps, 1))
-        args.append((name, spec))
-    problem = Problem(base.op, tuple(args))
+    args = dict(base.args)
+    for name, spec in base.tensors.items():
+        if spec.shape[0] == 24:
+            args[name] = TensorSpec.contiguous((4, 3, 2, spec.shape[1]), spec.dtype)
+    steps = tuple(base["x"].shape[1] * step for step in LEADING[kind])
+    args["x"] = replace(args["x"], strides=(*steps, 1))
+    problem = Problem(base.op, tuple(args.items()))
     verdict = judge(Case(implementation, problem, "normal"), "cpu", FEW)
     assert verdict.ok, verdict.reason
 
@@ -128,7 +125,11 @@ MUTATIONS = {
         ("* sigmoid * up", "* sigmoid.to(tl.float16).to(tl.float32) * up", "normal"),
     ],
     "silu_and_mul_backward/tiles": [
-        ("up_ptr, dup_ptr, at_out = x_ptr + N,", "up_ptr, dup_ptr, at_out = x_ptr + N - 1,", "normal"),
+        (
+            "up_ptr, dup_ptr, at_out = x_ptr + N,",
+            "up_ptr, dup_ptr, at_out = x_ptr + N - 1,",
+            "normal",
+        ),
         ("cols < N - start", "cols < N - 1 - start", "normal"),
         ("(1 + gate * rest)", "(1 + gate * sigmoid)", "normal"),
         ("grad * (gate * sigmoid)", "grad * (gate * sigmoid).to(tl.float16)", "normal"),

@@ -135,8 +135,8 @@ def bounds(problem: Problem) -> tuple[Bounds, Bounds]:
             rtol=info.eps / 2,
             gamma=(3 * rstd + mean + 6) * 2.0**-24,
             atol=atol + 4 * flushed,
-            reason=f"one rounding to {x.dtype}; two float32 sums of {width} products by at least 64 "
-            "lanes, one of them in the cube of an approximate reciprocal root; six products and "
+            reason=f"one rounding to {x.dtype}; two float32 sums of {width} products by at least "
+            "64 lanes, one of them in the cube of an approximate reciprocal root; six products and "
             "differences; the terms cancel",
         ),
         Bounds(
@@ -215,9 +215,7 @@ OP = declare(
         reference=reference,
         magnitude=magnitude,
         inputs=inputs,
-        variants=(
-            "normal", "small", "offset", "large", "equal", "zeros", "parallel", "nonfinite"
-        ),
+        variants=("normal", "small", "offset", "large", "equal", "zeros", "parallel", "nonfinite"),
         outputs=outputs,
         axes=axes,
         cost=cost,
@@ -226,4 +224,4 @@ OP = declare(
         sized=lambda s, dtype: problem_of((s["rows"], s["N"]), dtype),
         forms=forms,
     )
-)  # fmt: skip
+)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import torch
 
-from gristmill.core.op import Bounds, Cost, Op, Workload
+from gristmill.core.op import Bounds, Cost, Op
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import declare
-from gristmill.specs import silu_and_mul
 from gristmill.specs._rows import check_like, normal
 from gristmill.specs.silu_and_mul import (
     FLOOR,
+    VARIANTS,
     axes,
     check_operands,
     halves,
+    large_workloads,
     operands,
+    rounding,
     sensitivity,
     silu_magnitude,
     sizes,
@@ -84,16 +86,7 @@ def cost(problem: Problem) -> Cost:
 
 
 def bounds(problem: Problem) -> Bounds:
-    x = problem["x"]
-    info = torch.finfo(x.torch_dtype)
-    return Bounds(
-        rtol=info.eps / 2,
-        gamma=ROUNDINGS * 2.0**-24,
-        atol=info.smallest_normal * info.eps + 4 * torch.finfo(torch.float32).smallest_normal,
-        reason=f"one rounding to {x.dtype}; {ROUNDINGS} of float32, of which the exponential's "
-        "argument counts as often as the gate is large; the gate's two terms cancel around -1.28; "
-        "a sigmoid below 2^-126 may be flushed",
-    )
+    return rounding(problem, ROUNDINGS, "the gate's two terms cancel around -1.28; ")
 
 
 def inputs(
@@ -119,18 +112,6 @@ def problem_of(shape: tuple[int, ...], dtype: str = "bfloat16", packed: bool = T
     return problem if packed else two_tensors(problem)["two-tensors"]
 
 
-WORKLOADS = (
-    Workload("llama3-8b-m4096", problem_of((4096, 14336))),
-    Workload("8192x8192", problem_of((8192, 8192))),
-    Workload("8192x14336", problem_of((8192, 14336))),
-    Workload("8192x14336-two-tensors", problem_of((8192, 14336), packed=False)),
-    Workload("8192x8192-fp16", problem_of((8192, 8192), "float16")),
-    Workload("8192x8192-fp32", problem_of((8192, 8192), "float32")),
-    Workload("qwen3-30b-expert-4096x768", problem_of((4096, 768))),
-    Workload("odd-1023x4097", problem_of((1023, 4097))),
-    Workload("odd-1023x4097-two-tensors", problem_of((1023, 4097), packed=False)),
-)
-
 OP = declare(
     Op(
         schema="silu_and_mul_backward(Tensor grad_out, Tensor x, Tensor? up=None) "
@@ -139,12 +120,12 @@ OP = declare(
         reference=reference,
         magnitude=magnitude,
         inputs=inputs,
-        variants=silu_and_mul.OP.variants,
+        variants=VARIANTS,
         outputs=outputs,
         axes=axes,
         cost=cost,
         bounds=bounds,
-        workloads=WORKLOADS,
+        workloads=large_workloads(problem_of),
         sized=lambda s, dtype: problem_of((s["rows"], s["N"]), dtype),
         forms=two_tensors,
     )

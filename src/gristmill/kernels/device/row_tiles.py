@@ -1,7 +1,8 @@
-"""Tiles of rows and columns for element-wise kernels: their geometry, search space and prior.
+"""Tiles of rows and columns: the rules that every kernel on rows has, and the geometry, search
+space and prior of element-wise ones.
 
-A kernel walks `rows` rows of `width` values, by `row_offset` in every tensor; one program a tile,
-tiles of a row side by side.
+An element-wise kernel walks `rows` rows of `width` values, by `row_offset` in every tensor; one
+program a tile, tiles of a row side by side.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 
 from gristmill.core.config import Value
 from gristmill.core.problem import Problem, TensorSpec
-from gristmill.core.space import Space, choice, derive, pow2, require
+from gristmill.core.space import Requirement, Space, choice, derive, pow2, require
 from gristmill.core.target import Target
 from gristmill.kernels.device.rows import (
     MAX_ROWS,
@@ -23,6 +24,27 @@ from gristmill.kernels.device.rows import (
 )
 
 MAX_VALUES = 32  # of a tensor in a thread
+VALUES = derive(
+    "VALUES", lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // (c["num_warps"] * t.warp_size)
+)
+WHOLE_ACCESSES = require(
+    "a thread holds less than one 16-byte access",
+    lambda c, p, t: c["num_warps"] == 1 or c["VALUES"] * p["x"].itemsize >= 16,
+)
+RESIDENT = require(
+    "the programs of a processor have more than 2,048 threads",
+    lambda c, p, t: c.get("PROGRAMS_PER_SM", 1) * c["num_warps"] * t.warp_size <= 2048,
+)
+
+
+def no_taller(rows: Callable[[Problem], int]) -> Requirement:
+    """At most one tile, and less than half of one, outside the problem's rows."""
+    return require(
+        "a tile has more rows than the problem",
+        lambda c, p, t: c["BLOCK_M"] < 2 * max(1, rows(p)),
+    )
+
+
 CONSTEXPRS = ("BLOCK_M", "BLOCK_N", "EVICT", "STREAM")
 
 
@@ -65,20 +87,12 @@ def tile_space(grid: GridOf) -> Space:
         pow2("num_warps", 1, 16),
         choice("EVICT", "", "evict_first"),
         choice("STREAM", "", ".cs"),
-        derive(
-            "VALUES", lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // (c["num_warps"] * t.warp_size)
-        ),
+        VALUES,
+        WHOLE_ACCESSES,
+        no_taller(lambda p: grid(p).rows),
         require(
             "a thread holds more than 32 values of a tensor",
             lambda c, p, t: c["VALUES"] <= MAX_VALUES,
-        ),
-        require(
-            "a thread holds less than one 16-byte access",
-            lambda c, p, t: c["num_warps"] == 1 or c["VALUES"] * p["x"].itemsize >= 16,
-        ),
-        require(
-            "a tile has more rows than the problem",
-            lambda c, p, t: c["BLOCK_M"] < 2 * max(1, grid(p).rows),
         ),
         require(
             "a tile is wider than a row, or narrower than a row and than 256 values",

@@ -23,6 +23,7 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
 from gristmill.kernels.device.partial_sums import sum_block, sum_partials
+from gristmill.kernels.device.row_tiles import RESIDENT, VALUES, WHOLE_ACCESSES, no_taller
 from gristmill.kernels.device.rows import (
     collapse_rows,
     leading_arguments,
@@ -41,8 +42,8 @@ CONSTEXPRS = ("STAGES", "BLOCK_M", "BLOCK_N", "ONE_SUM", "EVICT", "STREAM")
 def _rms_norm_bwd_kernel(
     x_ptr, g_ptr, size_0, size_1, stride_x0, stride_x1, stride_x2, stride_g0, stride_g1, stride_g2,
     w_ptr, dx_ptr, partial_ptr, n_rows, N, eps,
-    LEADING: tl.constexpr, PRELOAD: tl.constexpr, STAGES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    ONE_SUM: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
+    LEADING: tl.constexpr, PRELOAD: tl.constexpr, STAGES: tl.constexpr, ONE_SUM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
     eps = tl.cast(eps, tl.float32)
     cols = tl.arange(0, BLOCK_N)
@@ -126,7 +127,7 @@ SPACE = Space(
     choice("EVICT", "", "evict_first"),
     choice("STREAM", "", ".cs"),
     derive("BLOCK_N", lambda c, p, t: _width(p)),
-    derive("VALUES", lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // _threads(c, t)),
+    VALUES,
     derive("NUM_PROGRAMS", lambda c, p, t: c["PROGRAMS_PER_SM"] * t.num_sms),
     derive("SUM_BLOCK", lambda c, p, t: sum_block(p["x"].shape[-1], t)),
     require("a program has more than 1,024 threads", lambda c, p, t: _threads(c, t) <= 1024),
@@ -134,18 +135,9 @@ SPACE = Space(
         "a thread holds more values of the tile than there are registers for",
         lambda c, p, t: c["VALUES"] <= _max_values(_threads(c, t), p["x"].itemsize),
     ),
-    require(
-        "a thread holds less than one 16-byte access",
-        lambda c, p, t: c["num_warps"] == 1 or c["VALUES"] * p["x"].itemsize >= 16,
-    ),
-    require(
-        "a tile has more rows than the problem",
-        lambda c, p, t: c["BLOCK_M"] < 2 * max(1, rows(p)),
-    ),
-    require(
-        "the programs of a processor have more than 2,048 threads",
-        lambda c, p, t: c["PROGRAMS_PER_SM"] * _threads(c, t) <= 2048,
-    ),
+    WHOLE_ACCESSES,
+    no_taller(rows),
+    RESIDENT,
     require(
         "tiles in flight need more shared memory than there is",
         lambda c, p, t: (
@@ -207,7 +199,9 @@ def supports(problem: Problem, target: Target) -> str | None:
     del target
     x = problem["x"]
     if _width(problem) * x.itemsize > MAX_BYTES:
-        return f"rows of {x.shape[-1]} values of {x.itemsize} bytes are wider than {MAX_BYTES} bytes"
+        return (
+            f"rows of {x.shape[-1]} values of {x.itemsize} bytes are wider than {MAX_BYTES} bytes"
+        )
     return why_not_rows(x, problem["grad_out"])
 
 

@@ -24,6 +24,7 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, pow2, require
 from gristmill.core.target import Target
 from gristmill.kernels.device.partial_sums import sum_block, sum_partials
+from gristmill.kernels.device.row_tiles import RESIDENT, VALUES, WHOLE_ACCESSES, no_taller
 from gristmill.kernels.device.rows import (
     MAX_ROWS,
     collapse_rows,
@@ -146,30 +147,19 @@ SPACE = Space(
     choice("STREAM", "", ".cs"),
     derive("GROUPS", _groups),
     derive("SUM_BLOCK", lambda c, p, t: sum_block(p["x"].shape[-1], t)),
-    derive("VALUES", lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // (c["num_warps"] * t.warp_size)),
+    VALUES,
     require("a thread holds more than 32 values of the tile", lambda c, p, t: c["VALUES"] <= 32),
-    require(
-        "a thread holds less than one 16-byte access",
-        lambda c, p, t: c["num_warps"] == 1 or c["VALUES"] * p["x"].itemsize >= 16,
-    ),
-    require(
-        "a tile has more rows than the problem",
-        lambda c, p, t: c["BLOCK_M"] < 2 * max(1, rows(p)),
-    ),
+    WHOLE_ACCESSES,
+    no_taller(rows),
     require(
         "a tile is wider than a row, or narrower than a row and than 256 values",
-        lambda c, p, t: (
-            min(MIN_BLOCK, _width(p)) <= c["BLOCK_N"] <= _width(p)
-        ),
+        lambda c, p, t: min(MIN_BLOCK, _width(p)) <= c["BLOCK_N"] <= _width(p),
     ),
     require(
         "a part is narrower than 1,024 values",
         lambda c, p, t: c["PARTS"] == 1 or 1024 * c["PARTS"] <= p["x"].shape[-1],
     ),
-    require(
-        "the programs of a processor have more than 2,048 threads",
-        lambda c, p, t: c["PROGRAMS_PER_SM"] * c["num_warps"] * t.warp_size <= 2048,
-    ),
+    RESIDENT,
     require(
         "tiles in flight need more shared memory than there is",
         lambda c, p, t: (
