@@ -11,7 +11,7 @@ import triton.language as tl
 from gristmill.core.launch import Launch
 from gristmill.core.target import Target
 
-BLOCK_P = 64
+TILE = 4096  # values that a program asks for at once: 32 a thread, eight 16-byte loads
 NUM_WARPS = 4
 
 
@@ -34,7 +34,7 @@ def _sum_partials_kernel(
 def sum_block(width: int, target: Target) -> int:
     """Columns of a program, so few that every processor has some, and at least 32 bytes of each
     row."""
-    block = 128
+    block = 64
     while block > 8 and triton.cdiv(width, block) < target.num_sms:
         block //= 2
     return block
@@ -49,6 +49,6 @@ def sum_partials(partials: torch.Tensor, out: torch.Tensor, block_n: int) -> Lau
         kernel=_sum_partials_kernel,
         grid=(triton.cdiv(width, block_n),),
         args=args,
-        constexprs={"BLOCK_P": BLOCK_P, "BLOCK_N": block_n},
+        constexprs={"BLOCK_P": TILE // block_n, "BLOCK_N": block_n},
         options={"num_warps": NUM_WARPS},
     )
