@@ -120,6 +120,19 @@ def test_rows_are_read_and_written_16_bytes_at_a_time(op, name, workload):
     assert all(".128" in line for line in stores)
 
 
+@pytest.mark.parametrize("op", ["silu_and_mul", "silu_and_mul_backward"])
+def test_one_long_row_of_any_length_is_read_16_bytes_at_a_time(op):
+    """All of it but the tile that it ends in."""
+    implementation = registry.implementation(op, "tiles")
+    problem = implementation.op.workload("odd-1023x4097-two-tensors").problem
+    config = implementation.config(None, problem, HOPPER)
+    (binary,) = compiled(implementation, problem, HOPPER)
+    bytes_of_thread = config["VALUES"] * problem["x"].itemsize
+    streams = implementation.op.cost(problem).size_bytes // problem["x"].size_bytes
+    wide = re.findall(r"(?:LDG|STG)\.E\S*\.128", binary.sass)
+    assert len(wide) == streams * bytes_of_thread // 16
+
+
 def test_the_next_rows_are_on_their_way_while_one_is_computed():
     implementation = registry.implementation("rms_norm_backward", "persistent")
     for workload in ("16384x4096", "8192x8192", "32768x1024", "16384x4096-fp32"):

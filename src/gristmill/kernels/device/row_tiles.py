@@ -7,8 +7,9 @@ program a tile, tiles of a row side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 
@@ -45,9 +46,6 @@ def no_taller(rows: Callable[[Problem], int]) -> Requirement:
     )
 
 
-CONSTEXPRS = ("BLOCK_M", "BLOCK_N", "EVICT", "STREAM")
-
-
 @dataclass(frozen=True, slots=True)
 class Grid:
     """What element-wise kernels walk.
@@ -56,19 +54,22 @@ class Grid:
         rows, width: how many rows, and values of each.
         leading: `size_0, size_1`, then the leading strides of each tensor (see `rows.row_offset`).
         dims: how many of the leading dimensions there are.
+        dense: one long row; then a tile that ends inside it needs no mask, which keeps 16-byte
+            accesses where the length is no multiple of 16.
     """
 
     rows: int
     width: int
     leading: tuple[int, ...]
     dims: int
+    dense: bool = False
 
     @classmethod
     def of(cls, rows: int, width: int, *specs: TensorSpec) -> Grid:
         """Over tensors of `rows` rows; over dense ones of that width, as one long row: it has one
         end, and all of it lies on 16 bytes."""
         if all(s.is_contiguous and s.numel == rows * width for s in specs):
-            return cls(1, rows * width, (1, 1, *(0 for _ in range(3 * len(specs)))), 1)
+            return cls(1, rows * width, (1, 1, *(0 for _ in range(3 * len(specs)))), 1, dense=True)
         return cls(rows, width, leading_arguments(*specs), len(collapse_rows(*specs)))
 
     def programs(self, block_m: int, block_n: int) -> int:
@@ -123,6 +124,15 @@ def tile_prior(grid: Grid, target: Target) -> dict[str, Value]:
         "num_warps": max(1, block_m * block_n // (16 * target.warp_size)),
         "EVICT": "",
         "STREAM": "",
+    }
+
+
+def tile_constexprs(grid: Grid, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a kernel over a grid is compiled for."""
+    return {
+        "LEADING": grid.dims,
+        "DENSE": grid.dense,
+        **{name: config[name] for name in ("BLOCK_M", "BLOCK_N", "EVICT", "STREAM")},
     }
 
 

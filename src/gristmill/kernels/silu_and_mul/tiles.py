@@ -20,8 +20,8 @@ from gristmill.core.registry import register
 from gristmill.core.target import Target
 from gristmill.kernels.device.activations import sigmoids
 from gristmill.kernels.device.row_tiles import (
-    CONSTEXPRS,
     Grid,
+    tile_constexprs,
     tile_prior,
     tile_space,
     why_not_tiles,
@@ -30,13 +30,22 @@ from gristmill.kernels.device.rows import row_offset
 from gristmill.specs.silu_and_mul import OP, sizes
 
 
+@triton.jit
+def _tile(x_ptr, up_ptr, out_ptr, mask, EVICT: tl.constexpr, STREAM: tl.constexpr):
+    gate = tl.load(x_ptr, mask=mask, eviction_policy=EVICT).to(tl.float32)
+    up = tl.load(up_ptr, mask=mask, eviction_policy=EVICT).to(tl.float32)
+    sigmoid, _ = sigmoids(gate)
+    y = (gate * sigmoid * up).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr, y, mask=mask, cache_modifier=STREAM)
+
+
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
 def _silu_and_mul_fwd_kernel(
     x_ptr, up_ptr, out_ptr, size_0, size_1,
     stride_x0, stride_x1, stride_x2, stride_u0, stride_u1, stride_u2,
     n_rows, N,
-    LEADING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    EVICT: tl.constexpr, STREAM: tl.constexpr,
+    LEADING: tl.constexpr, DENSE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(N, BLOCK_N)
     start = (tl.program_id(0) % tiles_n).to(tl.int64) * BLOCK_N  # int64: one long row
@@ -49,12 +58,15 @@ def _silu_and_mul_fwd_kernel(
         up_ptr = x_ptr + N
     x = x_ptr + start + at_x[:, None] + cols[None, :]
     u = up_ptr + start + at_up[:, None] + cols[None, :]
-    gate = tl.load(x, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
-    up = tl.load(u, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
-    sigmoid, _ = sigmoids(gate)
-    y = (gate * sigmoid * up).to(out_ptr.dtype.element_ty)
-    out = out_ptr + start + (row * N)[:, None] + cols[None, :]
-    tl.store(out, y, mask=mask, cache_modifier=STREAM)
+    at_out = row * 0 if DENSE else row * N  # the one row starts on 16 bytes, whatever N
+    out = out_ptr + start + at_out[:, None] + cols[None, :]
+    if DENSE:
+        if start + BLOCK_N <= N:
+            _tile(x, u, out, None, EVICT, STREAM)
+        else:
+            _tile(x, u, out, mask, EVICT, STREAM)
+    else:
+        _tile(x, u, out, mask, EVICT, STREAM)
 
 
 def _grid(problem: Problem) -> Grid:
@@ -90,7 +102,7 @@ def _launch(
             kernel=_silu_and_mul_fwd_kernel,
             grid=(grid.programs(config["BLOCK_M"], config["BLOCK_N"]),),
             args=(x, up, outputs[0], *grid.leading, grid.rows, grid.width),
-            constexprs={"LEADING": grid.dims, **{k: config[k] for k in CONSTEXPRS}},
+            constexprs=tile_constexprs(grid, config),
             options={"num_warps": config["num_warps"]},
         ),
     )

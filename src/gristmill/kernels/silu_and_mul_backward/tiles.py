@@ -20,8 +20,8 @@ from gristmill.core.registry import register
 from gristmill.core.target import Target
 from gristmill.kernels.device.activations import sigmoids
 from gristmill.kernels.device.row_tiles import (
-    CONSTEXPRS,
     Grid,
+    tile_constexprs,
     tile_prior,
     tile_space,
     why_not_tiles,
@@ -31,13 +31,28 @@ from gristmill.specs.silu_and_mul import sizes
 from gristmill.specs.silu_and_mul_backward import OP
 
 
+@triton.jit
+def _tile(
+    g_ptr, x_ptr, up_ptr, dx_ptr, dup_ptr, mask, EVICT: tl.constexpr, STREAM: tl.constexpr
+):  # fmt: skip
+    grad = tl.load(g_ptr, mask=mask, eviction_policy=EVICT).to(tl.float32)
+    gate = tl.load(x_ptr, mask=mask, eviction_policy=EVICT).to(tl.float32)
+    up = tl.load(up_ptr, mask=mask, eviction_policy=EVICT).to(tl.float32)
+    sigmoid, rest = sigmoids(gate)
+    dup = grad * (gate * sigmoid)
+    dgate = grad * up * (sigmoid * (1 + gate * rest))
+    dtype = dx_ptr.dtype.element_ty
+    tl.store(dx_ptr, dgate.to(dtype), mask=mask, cache_modifier=STREAM)
+    tl.store(dup_ptr, dup.to(dtype), mask=mask, cache_modifier=STREAM)
+
+
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
 def _silu_and_mul_bwd_kernel(
     g_ptr, x_ptr, up_ptr, dx_ptr, dup_ptr, size_0, size_1,
     stride_g0, stride_g1, stride_g2, stride_x0, stride_x1, stride_x2,
     stride_u0, stride_u1, stride_u2, n_rows, N,
-    LEADING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    EVICT: tl.constexpr, STREAM: tl.constexpr,
+    LEADING: tl.constexpr, DENSE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
     tiles_n = tl.cdiv(N, BLOCK_N)
     start = (tl.program_id(0) % tiles_n).to(tl.int64) * BLOCK_N  # int64: one long row
@@ -47,22 +62,21 @@ def _silu_and_mul_bwd_kernel(
     at_g = row_offset(row, size_0, size_1, stride_g0, stride_g1, stride_g2, LEADING)
     at_x = row_offset(row, size_0, size_1, stride_x0, stride_x1, stride_x2, LEADING)
     at_up = row_offset(row, size_0, size_1, stride_u0, stride_u1, stride_u2, LEADING)
-    at_out = row * N
+    at_out = row * 0 if DENSE else row * N  # the one row starts on 16 bytes, whatever N
     if up_ptr is None:
         up_ptr, dup_ptr, at_out = x_ptr + N, dx_ptr + N, 2 * at_out
     g = g_ptr + start + at_g[:, None] + cols[None, :]
     x = x_ptr + start + at_x[:, None] + cols[None, :]
     u = up_ptr + start + at_up[:, None] + cols[None, :]
-    grad = tl.load(g, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
-    gate = tl.load(x, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
-    up = tl.load(u, mask=mask, other=0.0, eviction_policy=EVICT).to(tl.float32)
-    sigmoid, rest = sigmoids(gate)
-    dup = grad * (gate * sigmoid)
-    dgate = grad * up * (sigmoid * (1 + gate * rest))
     at_out = start + at_out[:, None] + cols[None, :]
-    dtype = dx_ptr.dtype.element_ty
-    tl.store(dx_ptr + at_out, dgate.to(dtype), mask=mask, cache_modifier=STREAM)
-    tl.store(dup_ptr + at_out, dup.to(dtype), mask=mask, cache_modifier=STREAM)
+    dx, dup = dx_ptr + at_out, dup_ptr + at_out
+    if DENSE:
+        if start + BLOCK_N <= N:
+            _tile(g, x, u, dx, dup, None, EVICT, STREAM)
+        else:
+            _tile(g, x, u, dx, dup, mask, EVICT, STREAM)
+    else:
+        _tile(g, x, u, dx, dup, mask, EVICT, STREAM)
 
 
 def _specs(problem: Problem) -> tuple[TensorSpec, ...]:
@@ -102,7 +116,7 @@ def _launch(
             kernel=_silu_and_mul_bwd_kernel,
             grid=(grid.programs(config["BLOCK_M"], config["BLOCK_N"]),),
             args=(*args, outputs[0], grad_up, *grid.leading, grid.rows, grid.width),
-            constexprs={"LEADING": grid.dims, **{k: config[k] for k in CONSTEXPRS}},
+            constexprs=tile_constexprs(grid, config),
             options={"num_warps": config["num_warps"]},
         ),
     )
