@@ -90,6 +90,19 @@ def test_rows_of_several_dimensions(implementation, kind):
     assert verdict.ok, verdict.reason
 
 
+@pytest.mark.parametrize("name", ["persistent", "strips"])
+def test_rows_past_the_end_add_nothing_to_a_weights_gradient(name, tmp_path):
+    """Without an eps, such a row has an infinite reciprocal root, and its zeros would be NaN."""
+    implementation = registry.implementation("rms_norm_backward", name)
+    base = implementation.op.sized({"rows": 3, "N": 40}, "float32")
+    problem = Problem(base.op, tuple({**dict(base.args), "eps": 0.0}.items()))
+    assert implementation.config(None, problem, FEW)["BLOCK_M"] == 4
+    assert judge(Case(implementation, problem, "normal"), "cpu", FEW).ok
+    root = "tl.rsqrt(squares / N + eps)"
+    broken = mutated(implementation, f"tl.where(row_mask, {root}, 0.0)", root, tmp_path)
+    assert not judge(Case(broken, problem, "normal"), "cpu", FEW).ok
+
+
 # What is broken in the kernel's source, and the value variant that shows it.
 MUTATIONS = {
     "rms_norm/row": [
