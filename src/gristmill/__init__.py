@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
     from gristmill.ops.rms_norm import rms_norm
+    from gristmill.ops.silu_and_mul import silu_and_mul
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ _HOME = {
     "matmul": "gristmill.ops.matmul",
     "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
+    "silu_and_mul": "gristmill.ops.silu_and_mul",
     "tune": "gristmill.ops.get_op",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "nn",
     "register_ops",
     "rms_norm",
+    "silu_and_mul",
     "tune",
 ]
 

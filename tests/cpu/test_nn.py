@@ -46,6 +46,16 @@ def test_a_module_is_copied_converted_and_compiled():
         assert nn.RMSNorm(32)(x).dtype is torch.bfloat16
 
 
+def test_silu_and_mul_takes_both_halves_at_once():
+    module, x = nn.SiluAndMul(), torch.randn(2, 3, 40, requires_grad=True)
+    want = torch.nn.functional.silu(x[..., :20]) * x[..., 20:]
+    torch.testing.assert_close(module(x), want)
+    torch.testing.assert_close(module(x), gm.silu_and_mul(x[..., :20], x[..., 20:]))
+    upstream = torch.randn_like(want)
+    got = torch.autograd.grad(module(x), x, upstream)
+    torch.testing.assert_close(got, torch.autograd.grad(want, x, upstream))
+
+
 def test_what_a_module_refuses():
     with pytest.raises(gm.InvalidInputError, match="normalized_shape"):
         nn.RMSNorm((4, 32))

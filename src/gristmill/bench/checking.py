@@ -64,6 +64,8 @@ def prepare(
     for turn in range(CHECKS):
         if turn:
             renew(values, op.inputs(problem, generator, op.variants[0]))
+            if TORCH in providers:  # it may have made the forward pass of a backward one
+                providers[TORCH] = make_provider(TORCH, op, problem, values)
         expected = truth(op, values)
         for name, provider in list(providers.items()):
             found = _judged(provider, op, outputs, values, expected, bounds)
@@ -96,7 +98,7 @@ def _judged(
     outputs: Sequence[TensorSpec],
     values: tuple[Any, ...],
     expected: Expected,
-    bounds: Bounds,
+    bounds: Bounds | tuple[Bounds, ...],
 ) -> Verdict | Row:
     """The provider's verdict, or the row of one that raises, is wrong or changes its arguments
     (which are put back, for whoever comes next)."""
@@ -120,7 +122,7 @@ def _check(
     outputs: Sequence[TensorSpec],
     device: torch.device,
     expected: Expected,
-    bounds: Bounds,
+    bounds: Bounds | tuple[Bounds, ...],
 ) -> Verdict:
     """The worse verdict of the provider's call and of the one that it captures in graphs."""
     worst = Verdict(True, 0.0)

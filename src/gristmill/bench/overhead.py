@@ -14,7 +14,7 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gristmill import settings
-from gristmill.bench.providers import plain_call
+from gristmill.bench.plain import plain_call
 from gristmill.cache.store import store
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core.implementation import Implementation
@@ -93,11 +93,11 @@ def _host_times(
     op = impl.op
     bound, direct = get_op(op.name, values, tune="never"), dispatcher(op.name)
     floor, reason = floor_call(impl, values)
-    _, plain = plain_call(op)
     functions = {"bound": bound, "direct": direct.direct, "registered": direct.overload}
     calls: dict[str, Callable[[], Any]] = {} if floor is None else {FLOOR: floor}
-    for name, function in {**functions, "torch": plain}.items():
+    for name, function in functions.items():
         calls[name] = _calling(function, values)
+    _, calls["torch"] = plain_call(op, values)
     with torch.no_grad():
         samples = _batches(calls, device, CALLS if device.type == "cuda" else 16, rounds)
     ratios = {}

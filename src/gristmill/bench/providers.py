@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
+from gristmill.bench.plain import plain_call
 from gristmill.bench.registration import RESERVED, Registered, registered
 from gristmill.bench.roofline import copy_call
 from gristmill.cache.store import store
@@ -23,17 +22,6 @@ from gristmill.ops.get_op import get_op
 
 GRISTMILL, COPY, TORCH = RESERVED
 Role = Literal["selected", "own", "other", "ceiling"]
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
-
-
-# The line that stands in a user's code today, by op; of an op that is not here, its reference.
-PLAIN: dict[str, tuple[str, Callable[..., Any]]] = {
-    "matmul": ("torch.mm", torch.mm),
-    "rms_norm": ("torch.nn.functional.rms_norm", _rms_norm),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +79,11 @@ def make_provider(name: str, op: Op, problem: Problem, values: tuple[Any, ...]) 
     if name == GRISTMILL:
         return _selected(op, values)
     if name == TORCH:
-        what, plain = plain_call(op)
-        return Provider(name, "other", what, call := lambda: plain(*values), call)
+        what, call = plain_call(op, values)
+        return Provider(name, "other", what, call, call)
     if (custom := registered(op.name).get(name)) is not None:
         return _registered(custom, problem, values)
     return _by_name(implementation(op.name, name), problem, values, device_target(device))
-
-
-def plain_call(op: Op) -> tuple[str, Callable[..., Any]]:
-    """What a user calls without us, under the settings of their process, and its name: fast ways
-    that leave the op's bounds (TF32, reduced-precision sums) included."""
-    return PLAIN.get(op.name, ("the op's reference", op.reference))
 
 
 def _selected(op: Op, values: tuple[Any, ...]) -> Provider:
