@@ -35,15 +35,16 @@ from gristmill.bench.startup import cached_get_op, import_ms
 from gristmill.bench.suite import bench, fits_cpu
 from gristmill.core.op import Op, Workload
 from gristmill.core.problem import TensorSpec
-from gristmill.core.registry import implementations, load
+from gristmill.core.registry import implementations, load, op_names
 from gristmill.ops.get_op import tune
 
 # Decode sizes, where the host decides; of each op a kernel that is one launch.
 HOST_TIMES = (
     ("rms_norm", "llama3-8b-m16", "row"),
+    ("silu_and_mul", "llama3-8b-m16", "tiles"),
     ("matmul", "llama3-8b-o-m16", "persistent_tma"),
 )
-PARTS = ("rms_norm", "overhead", "matmul")  # overhead asks for plans of the first
+OVERHEAD = "overhead"
 
 
 @dataclass
@@ -70,7 +71,9 @@ class Session:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--parts", nargs="+", default=[*op_names(), OVERHEAD], help="ops, and overhead; in turn"
+    )
     parser.add_argument(
         "--workloads", nargs="+", default=["*"], help="names or patterns, of any op"
     )
@@ -110,7 +113,7 @@ def main() -> int:
         with settings.override(cache_dir=cache, progress=False):
             deadline = start + arguments.deadline
             session = Session(arguments, device, deadline, Ceilings(device), [])
-            failed = sum(not run(session, part) for part in PARTS if part in arguments.parts)
+            failed = sum(not run(session, part) for part in arguments.parts)
     for line in session.lines:
         print(line)
     print(f"done in {time.monotonic() - start:.0f} s on {device}; JSON in {arguments.out}")
@@ -121,7 +124,7 @@ def run(session: Session, part: str) -> bool:
     """One part; whether it went through."""
     out = Console(width=132, highlight=False, force_terminal=False)
     try:
-        if part == "overhead":
+        if part == OVERHEAD:
             overhead(session)
         else:
             report = suite(session, load(part))
