@@ -20,6 +20,7 @@ from gristmill.errors import (
     GristmillError,
     InvalidConfigError,
     InvalidInputError,
+    MissingExtraError,
     RegistrationError,
     TuningError,
     UnknownOpError,
@@ -27,10 +28,13 @@ from gristmill.errors import (
 )
 
 if TYPE_CHECKING:
+    from gristmill import nn
+    from gristmill.ops._dispatch import register_ops
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
     from gristmill.ops.rms_norm import rms_norm
+    from gristmill.ops.silu_and_mul import silu_and_mul
     from gristmill.tuners.autotune import autotune
     from gristmill.tuners.tuner import TritonAutoTuner
 
@@ -45,7 +49,9 @@ _HOME = {
     "explain": "gristmill.ops.explain",
     "get_op": "gristmill.ops.get_op",
     "matmul": "gristmill.ops.matmul",
+    "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
+    "silu_and_mul": "gristmill.ops.silu_and_mul",
     "tune": "gristmill.ops.get_op",
 }
 
@@ -57,6 +63,7 @@ __all__ = [
     "GristmillError",
     "InvalidConfigError",
     "InvalidInputError",
+    "MissingExtraError",
     "RegistrationError",
     "TritonAutoTuner",
     "TuningError",
@@ -66,12 +73,17 @@ __all__ = [
     "explain",
     "get_op",
     "matmul",
+    "nn",
+    "register_ops",
     "rms_norm",
+    "silu_and_mul",
     "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return importlib.import_module("gristmill.nn")
     if name not in _HOME:
         raise AttributeError(f"module 'gristmill' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

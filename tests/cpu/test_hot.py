@@ -11,6 +11,7 @@ import pytest
 import torch
 import triton
 from triton import knobs
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gristmill.compile import hot
 from gristmill.core.launch import Launch, TensorMap
@@ -122,6 +123,53 @@ def test_descriptors_are_made_once_an_address_and_forgotten_in_time():
         bound(16 * turn)
     bound(160)
     assert run.calls[-1][-1].base.data_ptr() == 160
+
+
+def _wrapping(launcher, tensordesc_meta):
+    """As Triton 3.6 wraps the C function of a kernel that takes descriptors."""
+
+    def inner(*args):
+        return launcher(*args, *(tensordesc_meta or ()))
+
+    return inner
+
+
+def test_descriptors_are_encoded_once_an_address_on_the_version_that_has_the_direct_way(
+    monkeypatch,
+):
+    from triton.backends.nvidia import driver
+
+    encoded = []
+
+    def encode(descriptor, metadata):
+        encoded.append((descriptor.base.data_ptr(), metadata))
+        return [f"map at {descriptor.base.data_ptr()}", *descriptor.shape, *descriptor.strides]
+
+    monkeypatch.setattr(driver, "make_tensordesc_arg", encode)
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    x, y, run = torch.empty(64, 64), torch.empty(8), CudaLauncher()
+    run.launch = _wrapping(function := Run(), [{"swizzle": 3}])
+    tensor_map = TensorMap(x, (64, 64), (64, 1), (16, 32))
+    bound = hot.bind_launch(_launch(y, tensor_map, 7), _kernel(run), [x, y], DEVICE)
+    for address in (160, 320, 160):
+        bound(address, 16)
+    assert [call[-7:] for call in function.calls] == [
+        (16, f"map at {address}", 64, 64, 64, 1, 7) for address in (160, 320, 160)
+    ]
+    assert encoded == [(160, {"swizzle": 3}), (320, {"swizzle": 3})]
+    hook = SimpleNamespace(calls=[print])
+    monkeypatch.setattr(knobs.runtime, "launch_enter_hook", hook)
+    bound(160, 16)  # hooks see descriptors, and Triton's launcher encodes them
+    assert isinstance(run.calls[-1][-2], TensorDescriptor)
+
+
+def test_descriptors_that_are_taken_apart_go_the_public_way(monkeypatch):
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    x, run = torch.empty(64, 64), CudaLauncher()
+    run.launch = _wrapping(Run(), None)
+    tensor_map = TensorMap(x, (64, 64), (64, 1), (16, 32))
+    hot.bind_launch(_launch(tensor_map), _kernel(run), [x], DEVICE)(160)
+    assert isinstance(run.calls[0][-1], TensorDescriptor)
 
 
 def test_no_tensor_is_kept_alive():

@@ -7,7 +7,9 @@ list; docs/performance/dispatch.md has the host time with and without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ SOURCE = """
 def launch({slots}):
     if getattr(runtime.launch_enter_hook, "calls", 1) or getattr(runtime.launch_exit_hook, "calls",
     1):
-        return with_hooks(stream_of(index), [{args}])
+        return with_hooks(stream_of(index), [{public}])
     {run}{args})
 """
 DIRECT = (
@@ -44,22 +46,10 @@ def bind_launch(
     new `data_ptr()`s in that order, as positional arguments. It is valid for tensors with the same
     shapes, strides, dtypes, device and alignment, and expects `device` to be the current one.
     """
-    names: dict[str, Any] = {}
-    args: list[str] = []
-    for position, arg in enumerate(launch.args):
-        if isinstance(arg, TensorMap):
-            names[f"describe_{position}"] = _describer(arg)
-            args.append(f"describe_{position}(p{_slot(slots, arg.tensor)})")
-        elif isinstance(arg, torch.Tensor):
-            args.append(f"p{_slot(slots, arg)}")
-        else:
-            names[f"c{position}"] = arg
-            args.append(f"c{position}")
-    for position in range(len(launch.args), len(launch.kernel.arg_names)):
-        names[f"c{position}"] = launch.constexprs.get(launch.kernel.arg_names[position])
-        args.append(f"c{position}")
-    grid = (*launch.grid, 1, 1)[:3]
     run: Any = kernel.run
+    direct = _direct(run)
+    names, public, args = _arguments(launch, slots, direct)
+    grid = (*launch.grid, 1, 1)[:3]
     function, packed = kernel.function, kernel.packed_metadata
 
     def with_hooks(stream: int, values: list[Any]) -> None:
@@ -67,6 +57,9 @@ def bind_launch(
         metadata = kernel.launch_metadata(grid, stream, *values)
         run(*grid, stream, function, packed, metadata, enter, leave, *values)
 
+    head = PUBLIC if direct is None else DIRECT
+    if direct is not None:
+        names.update(cooperative=run.launch_cooperative_grid, pdl=run.launch_pdl)
     names.update(
         runtime=knobs.runtime,
         with_hooks=with_hooks,
@@ -77,30 +70,77 @@ def bind_launch(
         grid_x=grid[0],
         grid_y=grid[1],
         grid_z=grid[2],
-        run=run,
+        run=run if direct is None else direct.function,
     )
-    head = PUBLIC
-    if _takes_direct(run):
-        names.update(run=run.launch, cooperative=run.launch_cooperative_grid, pdl=run.launch_pdl)
-        head = DIRECT
-    parameters, passed = ", ".join(f"p{i}" for i in range(len(slots))), ", ".join(args)
-    source = SOURCE.format(slots=parameters, args=passed, run=head)
+    source = SOURCE.format(
+        slots=", ".join(f"p{i}" for i in range(len(slots))),
+        public=", ".join(public),
+        args=", ".join(args),
+        run=head,
+    )
     exec(source, names)
     return names["launch"]
 
 
-def _takes_direct(run: Any) -> bool:
-    """Whether the launcher's C function can be called without its Python wrapper, which allocates
-    scratch memory first.
+@dataclass(frozen=True)
+class _Direct:
+    """The C function behind Triton's launcher, and what its TMA descriptors are encoded with."""
 
-    Its C function has this signature in Triton 3.6 alone: others take the public way.
+    function: Callable[..., None]
+    encoders: tuple[Any, ...]
+
+
+def _direct(run: Any) -> _Direct | None:
+    """The C function of a launcher, to be called without the Python around it, which allocates
+    scratch memory and encodes each TMA descriptor at every launch.
+
+    It has this signature in Triton 3.6 alone: others take the public way.
     """
-    return (
+    if not (
         triton.__version__.startswith("3.6.")
         and type(run).__name__ == "CudaLauncher"
         and run.global_scratch_size == 0
         and run.profile_scratch_size == 0
-    )
+    ):
+        return None
+    if getattr(run.launch, "__name__", "") != "inner":  # no descriptors: the function itself
+        return _Direct(run.launch, ())
+    closed = inspect.getclosurevars(run.launch).nonlocals
+    function, encoders = closed.get("launcher"), closed.get("tensordesc_meta")
+    if function is None or not encoders or None in encoders:
+        return None
+    return _Direct(function, tuple(encoders))
+
+
+def _arguments(
+    launch: Launch, slots: Sequence[torch.Tensor], direct: _Direct | None
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The values behind names, the arguments as Triton's launcher takes them, and as what is called
+    takes them: expressions of the names and of the addresses `p0`, `p1`, ... of the slots."""
+    names: dict[str, Any] = {}
+    public: list[str] = []
+    args: list[str] = []
+    encoders = iter(direct.encoders if direct is not None else ())
+    for position, arg in enumerate(launch.args):
+        if isinstance(arg, TensorMap):
+            address = f"p{_slot(slots, arg.tensor)}"
+            names[f"descriptor_{position}"] = describe = _ByAddress(_describer(arg))
+            public.append(f"descriptor_{position}[{address}]")
+            if direct is not None:
+                names[f"map_{position}"] = _ByAddress(_encoder(describe, next(encoders)))
+                args += [f"map_{position}[{address}]", *map(str, (*arg.shape, *arg.strides))]
+                continue
+        elif isinstance(arg, torch.Tensor):
+            public.append(f"p{_slot(slots, arg)}")
+        else:
+            names[f"c{position}"] = arg
+            public.append(f"c{position}")
+        args.append(public[-1])
+    for position in range(len(launch.args), len(launch.kernel.arg_names)):
+        names[f"c{position}"] = launch.constexprs.get(launch.kernel.arg_names[position])
+        public.append(f"c{position}")
+        args.append(f"c{position}")
+    return names, public, args
 
 
 class _Address:
@@ -115,26 +155,35 @@ class _Address:
         return self.address
 
 
+class _ByAddress(dict[int, Any]):
+    """What `make` makes of an address, made once for each of the last ones."""
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __missing__(self, address: int) -> Any:
+        if len(self) >= MAX_DESCRIPTORS:
+            self.clear()
+        made = self[address] = self.make(address)
+        return made
+
+
 def _describer(tensor_map: TensorMap) -> Callable[[int], TensorDescriptor]:
-    """From an address to the descriptor of the tensor there, made once for each of the last
-    addresses."""
+    """From an address to the descriptor of the tensor there."""
     dtype = tensor_map.tensor.dtype
     shape, strides, block = (
         list(v) for v in (tensor_map.shape, tensor_map.strides, tensor_map.block)
     )
-    made: dict[int, TensorDescriptor] = {}
+    return lambda address: TensorDescriptor(_Address(address, dtype), shape, strides, block)
 
-    def describe(address: int) -> TensorDescriptor:
-        found = made.get(address)
-        if found is None:
-            if len(made) >= MAX_DESCRIPTORS:
-                made.clear()
-            found = made[address] = TensorDescriptor(
-                _Address(address, dtype), shape, strides, block
-            )
-        return found
 
-    return describe
+def _encoder(describe: Mapping[int, TensorDescriptor], metadata: Any) -> Callable[[int], Any]:
+    """From an address to the encoded descriptor (a `CUtensorMap`) of the tensor there."""
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    return lambda address: make_tensordesc_arg(describe[address], metadata)[0]
 
 
 def _slot(slots: Sequence[torch.Tensor], tensor: torch.Tensor) -> int:

@@ -101,11 +101,13 @@ class TensorSpec:
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor. A size that depends on data (rows that a mask picks, in
+    compiled code) is a symbol that cannot be compared."""
     strides: list[int] = []
-    step = 1
+    step: Any = 1
     for size in reversed(shape):
         strides.append(step)
-        step *= max(size, 1)
+        step *= max(size, 1) if isinstance(size, int) else torch.sym_max(size, 1)
     return tuple(reversed(strides))
 
 

@@ -1,10 +1,12 @@
-"""The path of a call: call key -> bound launch; else problem -> plan -> bound launch; else the
-differentiable reference."""
+"""The path of a call: call key -> bound launch; else problem -> plan -> bound launch; what needs
+more than values goes through torch's dispatcher."""
 
 from __future__ import annotations
 
+import functools
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -12,13 +14,21 @@ from gristmill.compile.bound import BoundCall, bind
 from gristmill.core.implementation import PLAIN_TYPES, Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
-from gristmill.core.registry import implementation, load
+from gristmill.core.registry import implementation, load, op_names
 from gristmill.core.target import device_target
-from gristmill.ops._key import is_plain, key_function, pack_function, problem_key_function
+from gristmill.ops._generate import (
+    direct_function,
+    key_function,
+    pack_function,
+    values_function,
+)
+from gristmill.ops._key import NO_KEY, is_plain
+from gristmill.ops._library import register_op
 from gristmill.selection.select import prior_plan, select
 
-NO_KEY = (AttributeError, TypeError, RuntimeError)  # no tensor, unhashable, or without memory
 MAX_BOUND = 4096  # call keys remembered an op and objective; serving sees a key per batch shape
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Dispatcher:
@@ -26,43 +36,55 @@ class Dispatcher:
     a Triton kernel takes.
 
     Eager calls on plain tensors take the bound launch of their call key. Whatever needs more than
-    values (a gradient, autocast, `torch.compile`, a tensor subclass, a mode) goes to the op's
-    reference, which is plain torch.
+    values (a gradient, autocast, `torch.compile`, a tensor subclass, a mode) goes to the op as it
+    is registered with torch, and comes back here for its values.
+
+    Attributes:
+        direct: the op on its arguments, as its schema has them.
+        overload: the op in torch's dispatcher.
     """
 
     def __init__(self, op: Op, objective: Objective) -> None:
         self.op: Op = op
         self.objective: Objective = objective
-        self.key = key_function(op)
-        self.problem_key = problem_key_function(op)
         self.pack = pack_function(op)
+        self.key = key_function(op)
         self.bound: dict[tuple[Any, ...] | None, BoundCall] = {}
         self._built: dict[Any, BoundCall] = {}
         self._lock = threading.Lock()
+        self.overload = registered(op)
+        self.direct = direct_function(op, self.overload, self.bound.get, self.slow)
+        self.values = values_function(op, self.bound.get, self.slow_values)
 
     def __call__(self, *args: Any) -> Any:
-        """The op on its arguments, all of them, in the schema's order."""
-        if torch.compiler.is_compiling():
-            return self.op.reference(*args)
-        try:
-            call = self.bound.get(self.key(*args))
-        except NO_KEY:  # `slow` says what is wrong
-            call = None
-        return self.slow(args) if call is None else call(*args)
+        """As `direct`."""
+        return self.direct(*args)
 
     def slow(self, args: tuple[Any, ...]) -> Any:
         """Check the arguments, find out how to run them, remember it, run."""
+        tensors = [v for v in args if isinstance(v, torch.Tensor)]
+        if not is_plain() or any(type(t) not in PLAIN_TYPES or t.is_meta for t in tensors):
+            self.op.check_types(args)  # torch's own message does not say what to do
+            return self.overload(*args)
         values = self.op.bind(args)
-        tensors = [v for v in values if isinstance(v, torch.Tensor)]
-        if not is_plain() or any(type(t) not in PLAIN_TYPES for t in tensors):
-            return self.op.reference(*values)
+        try:
+            key = self.key(*values)
+        except NO_KEY:  # no memory: a batch of gradients (`is_grads_batched`), which torch unpacks
+            return self.overload(*values)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            call = self.op.reference
-        else:
-            target = device_target(self.op.device(values))
-            plan = select(self.op, self.op.problem(values), target, self.objective)
-            call = self.call_of(plan, values)
-        self.remember(self.key(*values), call)
+            # Without formulas the dispatcher would come to the reference, and check again.
+            call = self.overload if self.op.gradients else self.op.reference
+            self.remember(key, call)
+            return call(*values)
+        return self.slow_values(values)
+
+    def slow_values(self, args: tuple[Any, ...]) -> Any:
+        """The same where only values are asked for."""
+        values = self.op.bind(args)
+        target = device_target(self.op.device(values))
+        plan = select(self.op, self.op.problem(values), target, self.objective)
+        call = self.call_of(plan, values)
+        self.remember((*self.key(*values)[:-1], False), call)
         return call(*values)
 
     def call_of(self, plan: Plan, values: tuple[Any, ...]) -> BoundCall:
@@ -108,13 +130,12 @@ class Dispatcher:
     def _bind(self, candidate: Candidate, values: tuple[Any, ...]) -> BoundCall:
         return bind(self._implementation(candidate), candidate.config, values)
 
-    def remember(self, key: tuple[Any, ...] | None, call: BoundCall) -> None:
+    def remember(self, key: tuple[Any, ...], call: BoundCall) -> None:
         """Use `call` for this call key from now on."""
         with self._lock:
             if len(self.bound) >= MAX_BOUND:
                 self.bound.clear()
-            if key is not None:
-                self.bound[key] = call
+            self.bound[key] = call
 
     def forget(self) -> None:
         """Drop every bound call: plans have changed."""
@@ -130,7 +151,7 @@ class Dispatcher:
 
 
 _dispatchers: dict[tuple[str, Objective], Dispatcher] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def dispatcher(name: str, objective: Objective = "eager") -> Dispatcher:
@@ -139,8 +160,38 @@ def dispatcher(name: str, objective: Objective = "eager") -> Dispatcher:
     if found is None:
         op = load(name)
         with _lock:
-            found = _dispatchers.setdefault((name, objective), Dispatcher(op, objective))
+            found = _dispatchers.get((name, objective))
+            if found is None:
+                found = _dispatchers[name, objective] = Dispatcher(op, objective)
     return found
+
+
+@functools.cache
+def registered(op: Op) -> Any:
+    """The op's overload in torch's dispatcher, registered once. It runs the `eager` plans."""
+
+    def run(*args: Any) -> Any:
+        return dispatcher(op.name).values(*args)
+
+    return register_op(op, run, dispatcher)
+
+
+def register_ops() -> tuple[str, ...]:
+    """Register every op with torch now, third parties' too; returns their names.
+
+    An op is registered at its first use: only a program that was saved (`torch.export.save`) and is
+    loaded before any use has to ask for it.
+    """
+    names = op_names()
+    for name in names:
+        registered(load(name))
+    return names
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """The direct call of the op that has this function's name: its signature and docs are the
+    function's, its body is generated."""
+    return functools.wraps(function)(dispatcher(function.__name__).direct)
 
 
 def forget(name: str) -> None:

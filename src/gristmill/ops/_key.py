@@ -1,25 +1,22 @@
 """The call key: what a bound launch is valid for, and the test that a call may take the fast path
-at all."""
+at all. Both as source text, for the functions that `_generate` makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from gristmill.core.op import Op
 
+NO_KEY = (AttributeError, TypeError, RuntimeError)  # no tensor, unhashable, or without memory
 PROBLEM_FACTS = ("shape", "stride()", "dtype", "device")
+JVP, VMAP = TransformType.Jvp, TransformType.Vmap
 LAUNCH_FACTS = ("__class__", "data_ptr() & 15", "is_neg()")  # beyond them, what a kernel needs
-
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._is_torch_function_mode_enabled
-_autocast = torch._C._is_any_autocast_enabled
-_functorch = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
-_tracing = torch._C._get_tracing_state
 
 
 def _only_devices() -> bool:
@@ -29,61 +26,69 @@ def _only_devices() -> bool:
     return all(isinstance(mode, DeviceContext) for mode in modes)
 
 
+# Nothing is watching or rewriting calls: no mode, autocast, function transform, tracing, or
+# forward-mode differentiation.
+PLAIN = (
+    "not (dispatch_modes() or autocast()) and functorch() is None and tracing() is None "
+    "and forward_ad._current_level < 0 and (not function_modes() or only_devices())"
+)
+SCOPE: dict[str, Any] = {
+    "NO_KEY": NO_KEY,
+    "autocast": torch._C._is_any_autocast_enabled,
+    "compiling": torch.compiler.is_dynamo_compiling,
+    "dispatch_modes": torch._C._len_torch_dispatch_stack,
+    "forward_ad": forward_ad,
+    "function_modes": torch._C._is_torch_function_mode_enabled,
+    "functorch": torch._C._functorch.peek_interpreter_stack,  # pyright: ignore[reportAttributeAccessIssue]
+    "grad_enabled": torch.is_grad_enabled,
+    "only_devices": _only_devices,
+    "tracing": torch._C._get_tracing_state,
+}
+_PLAIN = compile(PLAIN, "<plain>", "eval")
+
+
 def is_plain() -> bool:
-    """Whether nothing is watching or rewriting calls: no mode, autocast, function transform,
-    forward-mode differentiation or tracing."""
-    return (
-        not (_dispatch_modes() or _autocast())
-        and (not _function_modes() or _only_devices())
-        and _functorch() is None
-        and _tracing() is None
-        and forward_ad._current_level < 0
-    )
+    """What `PLAIN` says, as a function."""
+    return bool(eval(_PLAIN, SCOPE))  # noqa: S307 - the text above
 
 
-def key_function(op: Op) -> Callable[..., tuple[Any, ...] | None]:
-    """A function of the op's arguments, all of them in order, that returns their call key.
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is under way (compiled code enters it without telling
+    the level)."""
+    return forward_ad._current_level >= 0 or in_transform(JVP)
+
+
+def in_transform(kind: Any) -> bool:
+    """Whether one of `torch.func`'s transforms around us is of this kind."""
+    stack = torch._C._functorch.get_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return any(transform.key() == kind for transform in stack or ())
+
+
+def values_key(op: Op) -> str:
+    """The key of a call that needs no gradient.
 
     Of each tensor: class, shape, strides, dtype, device, the address modulo 16, and whether it is a
-    lazily negated view (which no implementation takes: `Op.validate` refuses it); of the call:
-    whether a gradient is needed; every scalar as it is. `None` where the call is not plain (see
-    `is_plain`). Raises `AttributeError` for an argument that is no tensor where the schema has one.
+    lazily negated view (which no implementation takes: `Op.validate` refuses it); every scalar as
+    it is. Evaluating it raises `AttributeError` for an argument that is no tensor where the schema
+    has one.
     """
-    gradients = [
+    return f"({_facts(op, (*PROBLEM_FACTS, *LAUNCH_FACTS))}, False)"
+
+
+def call_key(op: Op) -> str:
+    """As `values_key`, and whether a gradient is needed."""
+    gradients = " or ".join(
         f"({a.name} is not None and {a.name}.requires_grad)"
         for a in op.parsed.arguments
         if "Tensor" in str(a.type)
-    ]
-    facts = _facts(op, (*PROBLEM_FACTS, *LAUNCH_FACTS))
-    source = f"""
-def call_key({", ".join(op.names)}):
-    if dispatch_modes() or autocast() or functorch() is not None or tracing() is not None:
-        return None
-    if forward_ad._current_level >= 0 or (function_modes() and not only_devices()):
-        return None
-    return ({facts}, grad_enabled() and ({" or ".join(gradients)}))
-"""
-    scope: dict[str, Any] = {
-        "grad_enabled": torch.is_grad_enabled,
-        "dispatch_modes": _dispatch_modes,
-        "function_modes": _function_modes,
-        "only_devices": _only_devices,
-        "forward_ad": forward_ad,
-        "autocast": _autocast,
-        "functorch": _functorch,
-        "tracing": _tracing,
-    }
-    exec(source, scope)
-    return scope["call_key"]
+    )
+    return f"({_facts(op, (*PROBLEM_FACTS, *LAUNCH_FACTS))}, grad_enabled() and ({gradients}))"
 
 
-def problem_key_function(op: Op) -> Callable[..., tuple[Any, ...]]:
+def problem_key(op: Op) -> str:
     """The part of the call key that says which problem it is: shapes, strides, dtypes, devices and
-    scalars. All that a call of torch's own needs (0.7 us; the whole key takes 1.6, on 2 cores)."""
-    scope: dict[str, Any] = {}
-    facts = _facts(op, PROBLEM_FACTS)
-    exec(f"def problem_key({', '.join(op.names)}):\n    return ({facts},)", scope)
-    return scope["problem_key"]
+    scalars. All that a call of torch's own needs."""
+    return f"({_facts(op, PROBLEM_FACTS)},)"
 
 
 def _facts(op: Op, facts: Sequence[str]) -> str:
@@ -99,17 +104,3 @@ def _facts(op: Op, facts: Sequence[str]) -> str:
         else:
             parts.append(name)
     return ", ".join(parts)
-
-
-def pack_function(op: Op) -> Callable[..., tuple[Any, ...]]:
-    """A function with the op's signature that returns its arguments as a tuple, defaults filled in.
-
-    Raises `TypeError` for what does not fit the signature.
-    """
-    parameters = op.signature.parameters.values()
-    given = ", ".join(
-        p.name if p.default is p.empty else f"{p.name}=defaults[{p.name!r}]" for p in parameters
-    )
-    scope: dict[str, Any] = {"defaults": {p.name: p.default for p in parameters}}
-    exec(f"def pack({given}):\n    return ({', '.join(op.names)},)", scope)
-    return scope["pack"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
-from gristmill.ops._dispatch import NO_KEY, Dispatcher, dispatcher, forget
+from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
+from gristmill.ops._generate import bound_function, key_function
 from gristmill.selection.select import select
 
 
@@ -33,17 +35,25 @@ class BoundOp:
         op: the op's name. problem: what it was chosen for. plan: the choice with its evidence.
     """
 
-    __slots__ = ("_call", "_call_key", "_device", "_dispatch", "_key", "op", "plan", "problem")
+    __slots__ = (
+        "__weakref__",
+        "_call",
+        "_call_key",
+        "_device",
+        "_dispatch",
+        "op",
+        "plan",
+        "problem",
+    )
 
     def __init__(
         self, dispatch: Dispatcher, problem: Problem, plan: Plan, values: tuple[Any, ...]
     ) -> None:
         self.op, self.problem, self.plan = dispatch.op.name, problem, plan
         self._dispatch, self._device = dispatch, dispatch.op.device(values)
-        self._key = dispatch.problem_key if dispatch.is_native(plan) else dispatch.key
+        key = key_function(dispatch.op, dispatch.is_native(plan))
         with torch.no_grad():  # the key of a call that needs no gradient: others take another path
-            key = self._key(*values)
-        self._call_key: Any = object() if key is None else key  # an object equals no key
+            self._call_key = key(*values)
         self._call: BoundCall = self._first_call
 
     @property
@@ -57,18 +67,12 @@ class BoundOp:
         return self.plan.candidate.config
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The op on these arguments.
+        """The op on these arguments, as its schema has them.
 
         Raises:
             InvalidInputError: the arguments break the op's contract.
         """
-        try:
-            if kwargs or len(args) != len(self.problem.args):
-                args = self._dispatch.pack(*args, **kwargs)
-            fits = not torch.compiler.is_compiling() and self._key(*args) == self._call_key
-        except NO_KEY:
-            args, fits = self._dispatch.op.bind(args, kwargs), False  # says what is wrong
-        return self._call(*args) if fits else self._dispatch(*args)
+        raise NotImplementedError  # each op's bound operators have their own (`_bound_class`)
 
     def preload(self) -> BoundOp:
         """Load the kernel now, not at the first call (before a CUDA-graph capture, say)."""
@@ -90,6 +94,13 @@ class BoundOp:
 
     def __repr__(self) -> str:
         return f"<gristmill {self.problem}: {self.plan.candidate} ({self.plan.origin})>"
+
+
+@functools.cache
+def _bound_class(dispatch: Dispatcher, native: bool) -> type[BoundOp]:
+    """Bound operators of one op: with a `__call__` generated from its schema."""
+    call = bound_function(dispatch.op, dispatch.overload, dispatch.direct, native)
+    return type("BoundOp", (BoundOp,), {"__slots__": (), "__call__": call})
 
 
 def _restore(problem: Mapping[str, Any], device: str, objective: Objective) -> BoundOp:
@@ -153,7 +164,8 @@ def get_op(
                 plan = replace(plan, reason=f"{plan.reason}; {result.skipped}: ask again later")
     dispatch = dispatcher(op, objective)
     dispatch.build(plan, values)
-    return BoundOp(dispatch, problem, plan, values)
+    make = _bound_class(dispatch, dispatch.is_native(plan))
+    return make(dispatch, problem, plan, values)
 
 
 def tune(
@@ -173,7 +185,8 @@ def tune(
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
             the reference raised.
-        KeyboardInterrupt: after keeping what was measured.
+        TuningInterrupted: a `KeyboardInterrupt` with the result so far, after keeping what was
+            measured.
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
     reason = tuning.refusal()
@@ -242,5 +255,5 @@ def _tune(
         result = run.run()
     forget(spec.name)
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise tuning.TuningInterrupted(result)
     return result

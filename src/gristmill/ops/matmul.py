@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gristmill.ops._dispatch import dispatcher
+from gristmill.ops._dispatch import public
 
 
+@public
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Matrix product: `out[m, n] = sum_k a[m, k] * b[k, n]`.
 
@@ -25,7 +26,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         InvalidInputError: a wrong rank, sizes that do not match, mixed dtypes or devices, or no
             unit stride.
 
-    With a gradient to track, under autocast, `torch.compile`, a mode or for a tensor subclass, the
-    op's reference runs: plain torch, differentiable.
+    Differentiable; works under `torch.compile`, autocast, `torch.func` and in modes, as
+    `torch.ops.gristmill.matmul`.
     """
-    return dispatcher("matmul")(a, b)
+    ...

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gristmill.ops._dispatch import dispatcher
+from gristmill.ops._dispatch import public
 
 
+@public
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6
 ) -> torch.Tensor:
@@ -28,8 +29,8 @@ def rms_norm(
     Raises:
         InvalidInputError: a wrong rank, width, dtype, device or stride.
 
-    With a gradient to track, under autocast, `torch.compile`, a mode or for a tensor subclass, the
-    op's reference runs: plain torch, differentiable. Source: Zhang and Sennrich, "Root Mean Square
+    Differentiable; works under `torch.compile`, autocast, `torch.func` and in modes, as
+    `torch.ops.gristmill.rms_norm`. Source: Zhang and Sennrich, "Root Mean Square
     Layer Normalization" (2019).
     """
-    return dispatcher("rms_norm")(x, weight, eps)
+    ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gristmill.core.gradient import Gradient, dense
 from gristmill.core.op import Bounds, Cost, Op, Workload
 from gristmill.core.problem import Axis, Problem, TensorSpec
 from gristmill.core.registry import declare
@@ -163,6 +164,11 @@ OP = declare(
         bounds=bounds,
         workloads=WORKLOADS,
         matrix=True,
+        gradients=(
+            Gradient("matmul", ("a",), lambda grad_out, b: (dense(grad_out, 2), b.mT)),
+            Gradient("matmul", ("b",), lambda a, grad_out: (a.mT, dense(grad_out, 2))),
+        ),
+        autocast="lower",
         sized=lambda s, dtype: problem_of(s["M"], s["N"], s["K"], dtype),
     )
 )

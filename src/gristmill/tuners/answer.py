@@ -78,7 +78,7 @@ def answer(
 
     Raises:
         TuningError: no config runs, or none is right.
-        KeyboardInterrupt: Ctrl-C while tuning; what was measured is kept.
+        TuningInterrupted: a `KeyboardInterrupt`, after keeping what was measured.
     """
     keep = keep and bool(task.source_hash)
     if keep:
@@ -94,7 +94,7 @@ def answer(
         run = tune(task, device, place, isolate=isolate, **limits)
         plan = None if run is None else run.result.plans.get(OBJECTIVE)
         if run is not None and run.result.interrupted:
-            raise KeyboardInterrupt
+            raise tuning.TuningInterrupted(run.result)
     if run is None or plan is None:
         return _untuned(task, device, keep, AGAIN_S)
     return replace(_answer(task, device, plan, ALWAYS_S), outcomes=run.result.outcomes)

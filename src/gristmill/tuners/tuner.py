@@ -29,6 +29,7 @@ from gristmill.tuners.run import KernelTask
 from gristmill.tuners.travel import base_kernel, function_hash, is_jitted
 from gristmill.tuners.trial import Call, Check
 from gristmill.tuners.truth import Reference, truth_of
+from gristmill.tuning.budget import TuningInterrupted
 from gristmill.tuning.timed import Effort
 
 Amount = float | Callable[[Any], float] | None
@@ -177,7 +178,7 @@ class TritonAutoTuner:
 
         Raises:
             TuningError: no config runs, or none gives right outputs; another process is measuring.
-            KeyboardInterrupt: Ctrl-C; what was measured is kept.
+            TuningInterrupted: a `KeyboardInterrupt`, after keeping what was measured.
         """
         where = _on(device, launching.device_of((*args, *kwargs.values())))
         flops = _amount("flops", self.flops, problem_size)
@@ -185,7 +186,7 @@ class TritonAutoTuner:
         task = self._task(args, kwargs, self._key(problem_size, kernel_type, args, kwargs))
         run = tune(task, where, self._store, **self._limits)
         if run is not None and run.result.interrupted:
-            raise KeyboardInterrupt
+            raise TuningInterrupted(run.result)
         plan = None if run is None else run.result.plans.get(OBJECTIVE)
         if run is None or plan is None:
             skipped = "another process is tuning it" if run is None else run.result.skipped

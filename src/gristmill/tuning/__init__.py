@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gristmill.tuning.budget import Budget, TuningResult
+    from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
     from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
     from gristmill.tuning.runner import TuningRun
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "budget",
+    "TuningInterrupted": "budget",
     "TuningResult": "budget",
     "TuningRun": "runner",
     "check_strategy": "strategies",
@@ -24,7 +25,15 @@ _HOMES = {
     "refusal": "occasion",
 }
 
-__all__ = ["Budget", "TuningResult", "TuningRun", "check_strategy", "observer", "refusal"]
+__all__ = [
+    "Budget",
+    "TuningInterrupted",
+    "TuningResult",
+    "TuningRun",
+    "check_strategy",
+    "observer",
+    "refusal",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,8 +28,8 @@ from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target, device_target
 from gristmill.errors import TuningError
 from gristmill.measure.lease import device_lease
-from gristmill.tuning.budget import Budget, TuningResult
-from gristmill.tuning.choose import Samples, choose
+from gristmill.tuning.budget import Budget, Evaluation, TuningResult
+from gristmill.tuning.choose import Samples, choose, tied_with_fastest
 from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer, Silent, counted
@@ -237,6 +237,7 @@ class TuningRun:
 
     def _tell(self, candidate: Candidate, outcome: Outcome) -> None:
         self.result.outcomes[candidate] = outcome
+        self.result.trajectory.append(Evaluation(candidate, outcome, self._elapsed_s))
         if candidate.implementation in self._strategies:
             self._strategies[candidate.implementation].tell(candidate.config, outcome)
         self._unsaved.append(candidate)
@@ -264,6 +265,9 @@ class TuningRun:
             outcomes, samples = self._measurer.race(finalists)
             for candidate, outcome, sample in zip(finalists, outcomes, samples, strict=True):
                 self.result.outcomes[candidate] = outcome
+                self.result.trajectory.append(
+                    Evaluation(candidate, outcome, self._elapsed_s, "race")
+                )
                 self._unsaved.append(candidate)
                 if outcome.ok:
                     self._verified[candidate] = sample
@@ -305,6 +309,7 @@ class TuningRun:
         incumbent = known.candidate if known else None
         if self.result.interrupted and known is not None and self._still_holds(known):
             return known
+        self.result.ties[objective] = tuple(c for c, _, _ in tied_with_fastest(entries, objective))
         best = choose(self.op.name, entries, objective, incumbent, self._kind)
         if best is None:
             return None

@@ -1,0 +1,66 @@
+"""A gradient: which op computes the derivatives of another one, and from what."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+GRAD, NEEDS = "grad_", "needs_"
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """The gradients of some arguments of an op, as the outputs of one call of another op.
+
+    Attributes:
+        op: the name of the op that computes them.
+        of: whose gradients its outputs are, in order.
+        arguments: makes that op's arguments. What it needs are the names of its parameters: an
+            argument or an output of the forward op (`out` where the schema names none),
+            `grad_<output>`, or `needs_<argument>`, a bool. Nothing else is kept for the backward
+            pass, so that a frozen weight does not keep its activations alive.
+    """
+
+    op: str
+    of: tuple[str, ...]
+    arguments: Callable[..., tuple[Any, ...]]
+
+    @cached_property
+    def uses(self) -> tuple[str, ...]:
+        """What `arguments` asks for, in its order."""
+        return tuple(inspect.signature(self.arguments).parameters)
+
+    def wanted(self, needs: Collection[str]) -> bool:
+        """Whether any argument that needs a gradient gets one here."""
+        return any(name in needs for name in self.of)
+
+    def inputs(self, known: Mapping[str, Any], needs: Collection[str]) -> tuple[Any, ...]:
+        """The arguments of `op`: `known` has the forward's values and the outputs' gradients."""
+        return self.arguments(
+            *(
+                name.removeprefix(NEEDS) in needs if name.startswith(NEEDS) else known[name]
+                for name in self.uses
+            )
+        )
+
+
+def saved_names(gradients: Sequence[Gradient], needs: Collection[str]) -> tuple[str, ...]:
+    """The arguments and outputs that a backward pass for `needs` uses, each once."""
+    wanted = (g.uses for g in gradients if g.wanted(needs))
+    names = dict.fromkeys(name for uses in wanted for name in uses)
+    return tuple(n for n in names if not n.startswith((GRAD, NEEDS)))
+
+
+def dense(grad: torch.Tensor, dims: int = 1) -> torch.Tensor:
+    """`grad` with a unit stride in one of its last `dims` dimensions. A sum's gradient is one value
+    expanded, which no kernel takes: it is written out."""
+    last = list(zip(grad.shape, grad.stride(), strict=True))[-dims:]
+    # Sizes that depend on data are symbols, which cannot be compared; a unit stride is a number.
+    numbers = [[v if isinstance(v, int) else 2 for v in pair] for pair in last]
+    fits = any(stride == 1 or size <= 1 for size, stride in numbers)
+    return grad if fits else grad.contiguous()

@@ -1,0 +1,130 @@
+"""The functions that every call goes through, generated from the op's schema.
+
+Generated, so that a call packs no argument list, loops over nothing and calls no function of ours
+before the launch (docs/performance/dispatch.md has what each of these costs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gristmill.core.op import Op
+from gristmill.errors import RegistrationError
+from gristmill.ops._key import PLAIN, SCOPE, call_key, problem_key, values_key
+
+# Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call. The
+# level of forward mode is known while Dynamo traces alone: what it compiles does not set it.
+DIRECT = """
+def {op}({signature}):
+    if compiling():
+        return overload({names}) if forward_ad._current_level < 0 else reference({names})
+    try:
+        call = lookup({call_key}) if {plain} else None
+    except NO_KEY:
+        call = None
+    return slow(({names},)) if call is None else call({names})
+"""
+VALUES = """
+def {op}({signature}):
+    call = lookup({values_key})
+    return slow(({names},)) if call is None else call({names})
+"""
+BOUND = """
+def __call__(self, {signature}):
+    if compiling():
+        return overload({names}) if forward_ad._current_level < 0 else reference({names})
+    try:
+        fits = {fits} == self._call_key
+    except NO_KEY:
+        fits = False
+    return self._call({names}) if fits else direct({names})
+"""
+# What the templates name, beside `SCOPE`: no argument can.
+TAKEN = {"call", "defaults", "direct", "fits", "lookup", "overload", "reference", "self", "slow"}
+FACTS = """
+def facts({signature}):
+    return {facts}
+"""
+PACK = """
+def {op}({signature}):
+    return ({names},)
+"""
+
+
+def direct_function(
+    op: Op, overload: Any, lookup: Callable[..., Any], slow: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The op's public call: a plain call whose key is bound runs that, any other goes to `slow`."""
+    return _make(DIRECT, op, overload=overload, lookup=lookup, slow=slow)
+
+
+def values_function(
+    op: Op, lookup: Callable[..., Any], slow: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What the registered op runs on a device, where gradients and modes are dealt with."""
+    return _make(VALUES, op, lookup=lookup, slow=slow)
+
+
+def bound_function(
+    op: Op, overload: Any, direct: Callable[..., Any], native: bool
+) -> Callable[..., Any]:
+    """`__call__` of a bound operator: what it is bound to, where the key is its `_call_key`, else
+    the direct call. `native`: it is bound to a call of torch's own, which takes whatever has the
+    problem's shape, in any mode."""
+    fits = problem_key(op) if native else f"({PLAIN}) and {call_key(op)}"
+    return _make(BOUND, op, fits=fits, overload=overload, direct=direct)
+
+
+def key_function(op: Op, native: bool = False) -> Callable[..., tuple[Any, ...]]:
+    """The key that a bound operator of this kind compares, as a function of the op's arguments."""
+    return _make(FACTS, op, facts=problem_key(op) if native else call_key(op))
+
+
+def pack_function(op: Op) -> Callable[..., tuple[Any, ...]]:
+    """A function with the op's signature that returns its arguments as a tuple, defaults filled in.
+
+    Raises `TypeError` for what does not fit the signature.
+    """
+    return _make(PACK, op)
+
+
+def _refuse(op: Op) -> None:
+    """A schema that the templates cannot be filled with."""
+    taken = sorted(set(op.names) & (TAKEN | set(SCOPE)))
+    if taken:
+        raise RegistrationError(
+            f"the schema {op.schema!r} names an argument `{taken[0]}`; the calls generated from it "
+            f"use {', '.join(sorted(TAKEN | set(SCOPE)))} themselves. Rename it."
+        )
+    if any(a.kwarg_only for a in op.parsed.arguments):
+        raise RegistrationError(
+            f"the schema {op.schema!r} has arguments by keyword alone; an op takes all of them in "
+            "order. Remove the `*`."
+        )
+
+
+def _make(template: str, op: Op, **known: Any) -> Callable[..., Any]:
+    """The function of a template: texts among `known` fill it in, the rest is its globals."""
+    _refuse(op)
+    parameters = op.signature.parameters.values()
+    scope = {**SCOPE, "defaults": {p.name: p.default for p in parameters}}
+    scope["reference"] = op.reference
+    scope.update({name: value for name, value in known.items() if not isinstance(value, str)})
+    before = set(scope)
+    exec(
+        template.format(
+            op=op.name,
+            names=", ".join(op.names),
+            signature=", ".join(
+                p.name if p.default is p.empty else f"{p.name}=defaults[{p.name!r}]"
+                for p in parameters
+            ),
+            plain=PLAIN,
+            call_key=call_key(op),
+            values_key=values_key(op),
+            **{name: value for name, value in known.items() if isinstance(value, str)},
+        ),
+        scope,
+    )
+    return next(scope[name] for name in scope if name not in before and name != "__builtins__")

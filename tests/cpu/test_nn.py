@@ -1,0 +1,70 @@
+"""The modules: torch's arguments and state dicts, training, copies, and what people wrap around
+modules."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import gristmill as gm
+from data_parallel import WRAPPERS, gradients_agree
+from gristmill import nn
+
+pytestmark = pytest.mark.usefixtures("fresh_store")
+
+
+def test_rms_norm_is_torchs_with_the_same_state():
+    theirs, ours = torch.nn.RMSNorm(32, eps=1e-5), nn.RMSNorm(32, eps=1e-5)
+    torch.nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, 32, requires_grad=True)
+    torch.testing.assert_close(ours(x), theirs(x))
+    upstream = torch.randn_like(x)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours(x), (x, ours.weight), upstream),
+        torch.autograd.grad(theirs(x), (x, theirs.weight), upstream),
+    )
+    assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_without_weight_or_epsilon(dtype):
+    x = torch.randn(4, 32, dtype=dtype)
+    theirs, ours = (m.RMSNorm(32, elementwise_affine=False) for m in (torch.nn, nn))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_a_module_is_copied_converted_and_compiled():
+    module = copy.deepcopy(nn.RMSNorm(32)).to(torch.bfloat16)
+    x = torch.randn(4, 32, dtype=torch.bfloat16)
+    compiled = torch.compile(module, fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nn.RMSNorm(32)(x).dtype is torch.bfloat16
+
+
+def test_silu_and_mul_takes_both_halves_at_once():
+    module, x = nn.SiluAndMul(), torch.randn(2, 3, 40, requires_grad=True)
+    want = torch.nn.functional.silu(x[..., :20]) * x[..., 20:]
+    torch.testing.assert_close(module(x), want)
+    torch.testing.assert_close(module(x), gm.silu_and_mul(x[..., :20], x[..., 20:]))
+    upstream = torch.randn_like(want)
+    got = torch.autograd.grad(module(x), x, upstream)
+    torch.testing.assert_close(got, torch.autograd.grad(want, x, upstream))
+
+
+def test_what_a_module_refuses():
+    with pytest.raises(gm.InvalidInputError, match="normalized_shape"):
+        nn.RMSNorm((4, 32))
+    with pytest.raises(gm.InvalidInputError, match=r"rows of 32"):
+        nn.RMSNorm(32)(torch.randn(4, 16))
+    with pytest.raises(gm.InvalidInputError, match=r"`x` has dtype torch.int64"):
+        nn.RMSNorm(32)(torch.ones(4, 32, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_data_parallel_training(wrapper):
+    assert gradients_agree("cpu", wrapper) == {0: True, 1: True}
