@@ -53,6 +53,7 @@ def anytime(record: TuningRecord, objective: Objective, name: str) -> Figure | N
                 _mark(canvas, axis, x, evaluation, objective, looks, evaluation.candidate in fell)
             _best_line(axis, xs, search, objective, fell)
             axis.set_xlabel(label)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.set_xlim(0, 1.03 * xs[-1])
             axis.grid()
         race = [e.elapsed_s for e in record.evaluations if e.stage == "race"]
@@ -148,7 +149,7 @@ def _times_axis(axis: Any, times: Sequence[float]) -> None:
         axis.set_yscale("log")
     else:
         axis.set_ylim(bottom=0)
-    ticks(axis.yaxis, lambda v: f"{v:,.3g}")
+    ticks(axis.yaxis, lambda v: f"{v:,.3g}" if v < 1000 else f"{v:,.0f}")
 
 
 def knobs(record: TuningRecord, objective: Objective, name: str) -> list[Figure]:
