@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gristmill.compile.executor import EXECUTOR
+from gristmill.compile.hot import code
 from gristmill.core.config import Config
 from gristmill.core.implementation import Implementation
 from gristmill.core.problem import TensorSpec
@@ -70,7 +71,7 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
     scope.update(current=torch.cuda.current_device, guard=torch.cuda.device, index=device.index)
     if device.type == "cuda":
         scope["current"] = torch._C._cuda_getDevice
-    exec(source, scope)
+    exec(code(source), scope)
     return scope["call"]
 
 

@@ -7,9 +7,11 @@ list; docs/performance/dispatch.md has the host time with and without.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -78,8 +80,15 @@ def bind_launch(
         args=", ".join(args),
         run=head,
     )
-    exec(source, names)
+    exec(code(source), names)
     return names["launch"]
+
+
+@functools.lru_cache(maxsize=512)
+def code(source: str) -> CodeType:
+    """The code of a generated function. Launches differ in what their names stand for: a new token
+    count has the text of the last one, and compiling it takes longer than all the rest."""
+    return compile(source, "<gristmill>", "exec")
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,10 @@ def _arguments(
             public.append(f"descriptor_{position}[{address}]")
             if direct is not None:
                 names[f"map_{position}"] = _ByAddress(_encoder(describe, next(encoders)))
-                args += [f"map_{position}[{address}]", *map(str, (*arg.shape, *arg.strides))]
+                sizes = (*arg.shape, *arg.strides)
+                known = {f"c{position}_{i}": size for i, size in enumerate(sizes)}
+                names.update(known)
+                args += [f"map_{position}[{address}]", *known]
                 continue
         elif isinstance(arg, torch.Tensor):
             public.append(f"p{_slot(slots, arg)}")
