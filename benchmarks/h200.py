@@ -241,7 +241,8 @@ def overhead(session: Session) -> None:
         ratios = ", ".join(
             f"{n} {v:.2f} ({low:.2f}-{high:.2f})" for n, (v, low, high) in times.ratios.items()
         )
-        session.lines.append(f"  over F: {ratios or times.reason}")
+        new = f"; a new token count {times.new_size_us:.0f} us"
+        session.lines.append(f"  over F: {ratios or times.reason}{new}")
     processes = session.arguments.processes
     session.say(f"import in {processes} new processes")
     data["import_ms"] = import_ms(processes)

@@ -138,9 +138,9 @@ def test_the_overhead_table_has_the_floor(tmp_path):
         "stamp": {"device": "A GPU"},
         "host_times": [
             {"problem": "p", "kernel": "row WARPS=4", "times_us": {"F": 7.0, "bound": 9.1},
-             "ratios": {"bound": [1.3, 1.2, 1.4]}, "reason": ""},
+             "ratios": {"bound": [1.3, 1.2, 1.4]}, "reason": "", "new_size_us": 210.4},
             {"problem": "q", "kernel": "aten", "times_us": {"bound": 5.0}, "ratios": {},
-             "reason": "not available: no kernel"},
+             "reason": "not available: no kernel", "new_size_us": 90.0},
         ],
         "import_ms": 1.0,
         "get_op": [{"rows": 16, "width": 4096, "get_op_ms": 9.0, "implementation": "row",
@@ -149,8 +149,8 @@ def test_the_overhead_table_has_the_floor(tmp_path):
     (tmp_path / "h200").mkdir()
     (tmp_path / "h200" / "overhead.json").write_text(json.dumps(data))
     text = tables.tables(tmp_path)
-    assert "| p | row | 7.00 | 9.10 (1.30x) |" in text
-    assert "| q | aten |  | 5.00 |" in text
+    assert "| p | row | 7.00 | 9.10 (1.30x) | 210 |" in text
+    assert "| q | aten |  | 5.00 | 90 |" in text
     assert "q: F is not available: no kernel." in text
     assert "9.0 ms (row, tuned)" in text
 
@@ -202,6 +202,7 @@ def test_host_times_run_without_a_gpu_and_say_what_is_missing():
     times = overhead.host_times(problem, "aten", CPU, rounds=3)
     assert times.times_us.keys() == {"bound", "direct", "registered", "torch"}
     assert all(us > 0 for us in times.times_us.values())
+    assert times.new_size_us > 0
     assert "launches no Triton kernel" in times.reason
     assert times.ratios == {}
 

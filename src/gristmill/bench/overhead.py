@@ -19,6 +19,7 @@ from gristmill.cache.store import store
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core.implementation import Implementation
 from gristmill.core.launch import Launch, TensorMap
+from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Plan
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
@@ -30,6 +31,7 @@ from gristmill.ops.get_op import get_op
 
 CALLS = 512  # between two synchronisations: fewer than the driver's queue holds
 ROUNDS = 40
+NEW_SIZES = 32
 FLOOR = "F"
 
 
@@ -45,6 +47,7 @@ class HostTimes:
             there is no `F`.
         kernel: the candidate that was called.
         reason: why there is no `F`.
+        new_size_us: host time of a direct call with a token count that was not met before (mean).
     """
 
     problem: str
@@ -54,6 +57,7 @@ class HostTimes:
     times_us: dict[str, float]
     ratios: dict[str, tuple[float, float, float]]
     reason: str = ""
+    new_size_us: float = 0.0
 
 
 def host_times(
@@ -107,8 +111,37 @@ def _host_times(
                 ratio = paired_ratio(samples[name], samples[FLOOR])
                 ratios[name] = (ratio.value, ratio.low, ratio.high)
     times_us = {name: median(times) for name, times in samples.items()}
-    problem = str(bound.problem)
-    return HostTimes(problem, str(bound.plan.candidate), CALLS, rounds, times_us, ratios, reason)
+    return HostTimes(
+        str(bound.problem),
+        str(bound.plan.candidate),
+        CALLS,
+        rounds,
+        times_us,
+        ratios,
+        reason,
+        _new_size_us(op, bound.problem, device),
+    )
+
+
+def _new_size_us(op: Op, problem: Problem, device: torch.device) -> float:
+    """Direct calls with token counts that were not met before: select, launcher, bind, launch."""
+    axes = op.axes(problem)
+    tokens = next(axis for axis in axes if not axis.exact)
+    sizes, dtype = {a.name: a.size for a in axes}, next(iter(problem.tensors.values())).dtype
+    assert op.sized is not None
+    direct, clock = dispatcher(op.name).direct, timer(device)
+    problems = [
+        op.sized({**sizes, tokens.name: tokens.size + 1 + i}, dtype) for i in range(NEW_SIZES + 1)
+    ]
+    first, *values = [p.empty(device) for p in problems]
+    direct(*first)
+    clock.synchronize()
+    start = time.perf_counter()
+    for one in values:
+        direct(*one)
+    elapsed_us = (time.perf_counter() - start) * 1e6
+    clock.synchronize()
+    return elapsed_us / NEW_SIZES
 
 
 def _calling(function: Callable[..., Any], values: tuple[Any, ...]) -> Callable[[], Any]:

@@ -176,12 +176,14 @@ def overhead_markdown(path: Path) -> str:
     data = json.loads(path.read_text())
     calls = list(dict.fromkeys(name for times in data["host_times"] for name in times["times_us"]))
     lines = [f"**Host time of a call**, {data['stamp']['device']}: us, and over F", ""]
-    lines += [f"| problem | kernel | {' | '.join(calls)} |", f"|---|---|{'---:|' * len(calls)}"]
+    heads = [*calls, "new size"]
+    lines += [f"| problem | kernel | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     for times in data["host_times"]:
-        cells = [_host_cell(times, name) for name in calls]
+        cells = [*(_host_cell(times, name) for name in calls), f"{times['new_size_us']:.0f}"]
         kernel = times["kernel"].split()[0]
         lines.append(f"| {times['problem']} | {kernel} | {' | '.join(cells)} |")
     lines += ["", "F allocates the output and calls `CompiledKernel.run` of the same kernel."]
+    lines[-1] += " New size: a direct call with a token count that was not met before."
     lines += [f"{t['problem']}: F is {t['reason']}." for t in data["host_times"] if t["reason"]]
     lines += ["", f"`import gristmill` adds {data['import_ms']:.1f} ms to `import torch`."]
     for got in data["get_op"]:
