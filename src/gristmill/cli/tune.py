@@ -58,7 +58,12 @@ Budget = Annotated[
 ]
 Trials = Annotated[int | None, typer.Option("--trials", help="Triton candidates for each problem.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the record of the runs as JSON.")]
-Strategy = Annotated[str, typer.Option("--strategy", help="exhaustive, random, or auto.")]
+Strategy = Annotated[
+    str,
+    typer.Option(
+        "--strategy", help="exhaustive, random, evolutionary, bayesian, portfolio, or auto."
+    ),
+]
 
 
 @app.command()

@@ -125,6 +125,12 @@ class Space:
             values[knob.name] = knob.values[digit]
         return self._judge({k.name: values[k.name] for k in self.knobs}, problem, target)
 
+    def point(
+        self, values: Mapping[str, Value], problem: Problem, target: Target
+    ) -> Config | Rejection:
+        """The point with these values, one for every knob, canonical, or its rejection."""
+        return self._judge(values, problem, target)
+
     def points(self, problem: Problem, target: Target) -> Iterator[Config | Rejection]:
         """Every distinct canonical point, lazily: a `Config` where it is valid, a `Rejection` where
         it is not."""

@@ -136,7 +136,7 @@ def get_op(
             takes what selection has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
         budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
             Default: 60 s.
-        strategy: `exhaustive`, `random`, or `auto`.
+        strategy: by name (docs/cli.md), or `auto`: exhaustive in a small space, else random.
 
     Raises:
         UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.

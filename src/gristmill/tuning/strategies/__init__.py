@@ -9,17 +9,23 @@ from gristmill.core.space import Space
 from gristmill.core.target import Target
 from gristmill.errors import InvalidInputError, did_you_mean
 from gristmill.tuning.strategies._base import Strategy
+from gristmill.tuning.strategies.bayesian import Bayesian
+from gristmill.tuning.strategies.evolutionary import Evolutionary
 from gristmill.tuning.strategies.exhaustive import Exhaustive
+from gristmill.tuning.strategies.portfolio import Portfolio
 from gristmill.tuning.strategies.random import Random
 
 STRATEGIES: dict[str, Callable[[Space, Problem, Target, int], Strategy]] = {
     "exhaustive": Exhaustive,
     "random": Random,
+    "evolutionary": Evolutionary,
+    "bayesian": Bayesian,
+    "portfolio": Portfolio,
 }
 
 
 def make_strategy(name: str, space: Space, problem: Problem, target: Target, seed: int) -> Strategy:
-    """The strategy of this name over a space (`exhaustive`, `random`)."""
+    """The strategy of this name over a space (`STRATEGIES` has the names)."""
     check_strategy(name)
     return STRATEGIES[name](space, problem, target, seed)
 
