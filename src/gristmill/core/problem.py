@@ -109,6 +109,22 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def merge_dims(shape: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(size, stride) of the dimensions, merged where they can be, innermost first; those of size 1
+    are left out.
+
+    A merged dimension walks memory in the same order as the dimensions it stands for.
+    """
+    merged: list[tuple[int, int]] = []
+    dims = zip(shape, strides, strict=True)
+    for size, stride in reversed([pair for pair in dims if pair[0] != 1]):
+        if merged and stride == merged[-1][0] * merged[-1][1]:
+            merged[-1] = (merged[-1][0] * size, merged[-1][1])
+        else:
+            merged.append((size, stride))
+    return tuple(merged)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -7,26 +7,16 @@ import math
 import triton
 import triton.language as tl
 
-from gristmill.core.problem import TensorSpec
+from gristmill.core.problem import TensorSpec, merge_dims
 
 MAX_LEADING = 3
 MAX_ROWS = 2**31 - 1  # a program for each: the longest grid
 
 
 def collapse_rows(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
-    """(size, stride) of every dimension but the last, merged where they can be, innermost first.
-
-    A merged dimension walks the rows in the same order as the dimensions it stands for; never
-    empty.
-    """
-    merged: list[tuple[int, int]] = []
-    leading = zip(spec.shape[:-1], spec.strides[:-1], strict=True)
-    for size, stride in reversed([pair for pair in leading if pair[0] != 1]):
-        if merged and stride == merged[-1][0] * merged[-1][1]:
-            merged[-1] = (merged[-1][0] * size, merged[-1][1])
-        else:
-            merged.append((size, stride))
-    return tuple(merged) or ((1, 0),)
+    """(size, stride) of every dimension but the last, merged where they can be, innermost first
+    (`merge_dims`); never empty."""
+    return merge_dims(spec.shape[:-1], spec.strides[:-1]) or ((1, 0),)
 
 
 def why_not_rows(spec: TensorSpec) -> str | None:
