@@ -38,10 +38,11 @@ def _copy_block(
     blocks_across = tl.cdiv(copy_stride, BLOCK_COLS)
     first_row, first_col = block // blocks_across * BLOCK_ROWS, block % blocks_across * BLOCK_COLS
     rows_in, cols_in = tl.arange(0, BLOCK_ROWS).to(tl.int64), tl.arange(0, BLOCK_COLS)
-    # Loads and stores of one shape get one layout: then a lane would read its 16 bytes in pieces.
-    # In three dimensions neighbouring lanes read neighbouring elements.
+    # Loads and stores of one shape get one layout: a lane would read its 16 bytes in pieces. In
+    # three dimensions the last one is a warp's, and its lanes read neighbouring elements.
     row = (first_row + rows_in)[:, None, None]
-    col = first_col + tl.reshape(cols_in, (1, BLOCK_COLS // 8, 8))
+    warps, lanes = tl.arange(0, BLOCK_COLS // 32)[None, :, None], tl.arange(0, 32)[None, None, :]
+    col = first_col + warps * 32 + lanes
     values = tl.load(source_ptr + row * stride + col, mask=(row < rows) & (col < cols), other=0.0)
     row, col = (first_row + rows_in)[:, None], (first_col + cols_in)[None, :]
     tl.store(
