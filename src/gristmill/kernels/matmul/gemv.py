@@ -2,9 +2,10 @@
 float32.
 
 A program sums a few columns of the result, walking K in wide blocks of 16-byte loads that leave L2
-to `a` (`evict_first`, which only plain loads keep); a batch is so many rows, each with a matrix of
-its own. Wins for one token at decode, where reading the weight is all there is to do
-(docs/performance/matmul.md).
+to `a` (`evict_first`, which only plain loads keep). FOLD adds the products of a load at once: an
+eighth of the sums in registers, so that more programs share a processor. A batch is so many rows,
+each with a matrix of its own. Wins for one token at decode, where reading the weight is all there
+is to do (docs/performance/matmul.md).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ MAX_COLUMNS = 2**31 - 1  # a program for each: the longest grid
 def _matmul_fwd_gemv_kernel(
     a_ptr, stride_ab, b_ptr, stride_bb, stride_bn, out_ptr, N, K,
     IS_BATCHED: tl.constexpr, EVEN_K: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVICT: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FOLD: tl.constexpr, EVICT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     K, stride_bn = known_multiple(K, VECTOR), known_multiple(stride_bn, VECTOR)
@@ -49,7 +51,7 @@ def _matmul_fwd_gemv_kernel(
     col_mask = cols < N
     # Past the last column the first one is read again: no load is predicated for it.
     b_rows = b_ptr + tl.where(col_mask, cols, 0)[:, None] * stride_bn
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_K // FOLD), tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         b_block, a_block = b_rows + (start + ks)[None, :], a_ptr + start + ks
         if EVEN_K:
@@ -59,7 +61,11 @@ def _matmul_fwd_gemv_kernel(
             k_mask = ks < K - start
             b = tl.load(b_block, mask=k_mask[None, :], other=0.0, eviction_policy=EVICT)
             a = tl.load(a_block, mask=k_mask, other=0.0, eviction_policy="evict_last")
-        acc += b.to(tl.float32) * a.to(tl.float32)[None, :]
+        products = b.to(tl.float32) * a.to(tl.float32)[None, :]
+        if FOLD == 1:
+            acc += products
+        else:  # a thread's neighbours, in its own registers
+            acc += tl.sum(tl.reshape(products, (BLOCK_N, BLOCK_K // FOLD, FOLD)), axis=2)
     out = tl.sum(acc, axis=1).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + cols, out, mask=col_mask)
 
@@ -71,12 +77,13 @@ def _per_thread(config: Mapping[str, Any], target: Target) -> float:
 SPACE = Space(
     pow2("BLOCK_N", 1, 64),
     pow2("BLOCK_K", 128, 8192),
+    choice("FOLD", 1, 8),
     choice("EVICT", "", "evict_first"),
     choice("STAGES", 1, 2, 3),
     pow2("num_warps", 1, 16),
     require(
-        "a thread holds more than 64 sums",
-        lambda c, p, t: _per_thread(c, t) <= 64,
+        "a thread holds more than 64 sums, or reads more than 128 values",
+        lambda c, p, t: _per_thread(c, t) <= min(128, 64 * c["FOLD"]),
     ),
     require(
         "a thread has less than two 16-byte loads in flight",
@@ -108,7 +115,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     columns = max(4, 2048 // block)
     warps = max(1, columns * block // (64 * target.warp_size))
     config = {"BLOCK_N": columns, "BLOCK_K": block, "num_warps": warps}
-    return {**config, "EVICT": "evict_first", "STAGES": 1}
+    return {**config, "FOLD": 1, "EVICT": "evict_first", "STAGES": 1}
 
 
 def supports(problem: Problem, target: Target) -> str | None:
@@ -139,7 +146,7 @@ def _launch(
     one = product_of(TensorSpec.of(a), TensorSpec.of(b))
     assert one is not None
     k, n = one.b.shape
-    names = ("BLOCK_N", "BLOCK_K", "EVICT", "STAGES")
+    names = ("BLOCK_N", "BLOCK_K", "FOLD", "EVICT", "STAGES")
     return (
         Launch(
             kernel=_matmul_fwd_gemv_kernel,

@@ -3,7 +3,8 @@ multiplied by the persistent TMA GEMM.
 
 One launch copies the operands that need it, row by row as they lie in memory, into workspace with
 rows of whole 128-byte lines: read element by element, coalesced, and written 16 bytes at a time.
-The second launch is `persistent_tma`'s, on descriptors of the copies. The copy moves M K + K N
+The second launch is `persistent_tma`'s, on descriptors of the copies; with PDL (programmatic
+dependent launch) it is set up while the first one runs. The copy moves M K + K N
 elements twice, the product computes M N K: wins for odd sizes from some hundreds on, where a GEMM
 that loads off 16 bytes runs at a fraction of its speed (docs/performance/matmul.md).
 """
@@ -16,11 +17,12 @@ import torch
 import triton
 import triton.language as tl
 
+from gristmill import settings
 from gristmill.core.config import Config, Value
 from gristmill.core.launch import Launch
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import register
-from gristmill.core.space import Space, choice
+from gristmill.core.space import Space, choice, derive, flag
 from gristmill.core.target import Target
 from gristmill.kernels.matmul import persistent_tma
 from gristmill.specs.matmul import OP, Product, product, product_of
@@ -52,12 +54,14 @@ def _copy_block(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one_rows", "one_blocks", "two_rows"])
 def _matmul_fwd_pad_kernel(
     one_ptr, stride_one, one_copy_ptr, one_copy_stride, one_rows, one_cols, one_blocks,
     two_ptr, stride_two, two_copy_ptr, two_copy_stride, two_rows, two_cols,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
     block = tl.program_id(0)
     if two_ptr is None or block < one_blocks:
         _copy_block(
@@ -75,12 +79,14 @@ SPACE = Space(
     *persistent_tma.RULES,
     choice("COPY_ROWS", 4, 8, 16, 32),
     choice("COPY_COLS", 128, 256, 512),
+    flag("PDL"),
+    derive("OVERLAPS", lambda c, p, t: c["PDL"] and t.is_gpu and not settings.current().interpret),
 )
 
 
 def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     """The GEMM's, and sixteen elements a thread for the copy."""
-    return {**persistent_tma.prior(problem, target), "COPY_ROWS": 8, "COPY_COLS": 256}
+    return {**persistent_tma.prior(problem, target), "COPY_ROWS": 8, "COPY_COLS": 256, "PDL": False}
 
 
 def supports(problem: Problem, target: Target) -> str | None:
@@ -145,7 +151,8 @@ def _launch(
             copies.append((tensor, spec, *operands[-1]))
         else:
             operands.append((tensor, spec))
-    return _pad(copies, config), persistent_tma.gemm(*operands, outputs[0], config)
+    multiply = persistent_tma.gemm(*operands, outputs[0], config, waits=config["OVERLAPS"])
+    return _pad(copies, config), multiply
 
 
 def _pad(
@@ -164,7 +171,11 @@ def _pad(
         kernel=_matmul_fwd_pad_kernel,
         grid=(sum(blocks),),
         args=(*arguments[0], blocks[0], *second),
-        constexprs={"BLOCK_ROWS": config["COPY_ROWS"], "BLOCK_COLS": config["COPY_COLS"]},
+        constexprs={
+            "BLOCK_ROWS": config["COPY_ROWS"],
+            "BLOCK_COLS": config["COPY_COLS"],
+            "OVERLAPS": config["OVERLAPS"],
+        },
         options={"num_warps": COPY_WARPS},
     )
 

@@ -53,9 +53,11 @@ def _store_pieces(
 def _matmul_fwd_persistent_tma_kernel(
     a_map, b_map, out, M, N, K,
     A_ALONG_M: tl.constexpr, B_ALONG_N: tl.constexpr, OUT_BY_TMA: tl.constexpr,
-    FLATTEN: tl.constexpr, PIECES: tl.constexpr,
+    FLATTEN: tl.constexpr, PIECES: tl.constexpr, WAITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
+    if WAITS:  # for the launch before this one, which it may have overtaken
+        tl.extra.cuda.gdc_wait()
     tiles_m, tiles_n, tiles_k = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
     # The epilogue counts tiles by itself: in a flattened loop the other count would stay live
     # through the products.
@@ -85,11 +87,14 @@ def _matmul_fwd_persistent_tma_kernel(
             tl.store(pointers, acc.to(out.dtype.element_ty), mask=mask)
 
 
-def _shared_bytes(config: Mapping[str, Any], problem: Problem) -> int:
+def _shared_bytes(config: Mapping[str, Any], problem: Problem, target: Target) -> int:
     """Of one program: the stages, and a piece of the output; 1 KiB for barriers and alignment."""
     m, n, k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     stages = config["num_stages"] * (m + n) * k
-    return (stages + m * n // config.get("PIECES", 1)) * problem["a"].itemsize + 1024
+    pieces = config.get("PIECES", 1)
+    if target.capability >= 100 and config["FLATTEN"]:
+        pieces = 1  # each has memory of its own there (seen: Triton 3.6)
+    return (stages + m * n // pieces) * problem["a"].itemsize + 1024
 
 
 def _out_by_tma(problem: Problem) -> bool:
@@ -116,7 +121,7 @@ RULES = (
     require(
         "the stages and the epilogue need more shared memory than there is",
         lambda c, p, t: (
-            not t.is_gpu or _shared_bytes(c, p) * c["PROGRAMS_PER_SM"] <= t.shared_memory_bytes
+            not t.is_gpu or _shared_bytes(c, p, t) * c["PROGRAMS_PER_SM"] <= t.shared_memory_bytes
         ),
     ),
     require(
@@ -182,9 +187,11 @@ def prior(problem: Problem, target: Target) -> dict[str, Value]:
         config["BLOCK_K"] = max(32, config["BLOCK_K"] // 2)
     if not _out_by_tma(problem):
         del config["PIECES"]
-    while config["num_stages"] > 2 and _shared_bytes(config, problem) > target.shared_memory_bytes:
+    config = {**config, "FLATTEN": True, "PROGRAMS_PER_SM": 1}
+    limit = target.shared_memory_bytes
+    while config["num_stages"] > 2 and _shared_bytes(config, problem, target) > limit:
         config["num_stages"] -= 1
-    return {**config, "FLATTEN": True, "PROGRAMS_PER_SM": 1}
+    return config
 
 
 def why_not_gemm(problem: Problem, target: Target) -> str | None:
@@ -228,8 +235,13 @@ def _tensor_map(operand: Operand, rows: int, cols: int) -> tuple[TensorMap, bool
     return TensorMap(tensor, spec.shape, spec.strides, (rows, cols)), False
 
 
-def gemm(a: Operand, b: Operand, out: torch.Tensor, config: Config) -> Launch:
-    """The launch for two operands: tensors, and how an (M, K) and a (K, N) matrix lie in them."""
+def gemm(
+    a: Operand, b: Operand, out: torch.Tensor, config: Config, *, waits: bool = False
+) -> Launch:
+    """The launch for two operands: tensors, and how an (M, K) and a (K, N) matrix lie in them.
+
+    `waits`: it is started under the launch before it, and waits for its values by itself.
+    """
     (m, k), n = a[1].shape, b[1].shape[1]
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     a_map, a_along_m = _tensor_map(a, block_m, block_k)
@@ -248,9 +260,14 @@ def gemm(a: Operand, b: Operand, out: torch.Tensor, config: Config) -> Launch:
             "B_ALONG_N": not b_along_k,
             "OUT_BY_TMA": by_tma,
             "PIECES": pieces,
+            "WAITS": waits,
             **{name: config[name] for name in constants},
         },
-        options={"num_warps": config["num_warps"], "num_stages": config["num_stages"]},
+        options={
+            "num_warps": config["num_warps"],
+            "num_stages": config["num_stages"],
+            **({"launch_pdl": True} if waits else {}),
+        },
     )
 
 

@@ -1,7 +1,8 @@
 """`out = a @ b` with K split among programs, for few rows: the weight is read by enough processors.
 
 A program sums one tile over its part of K; where there are parts, a second launch adds their
-float32 sums in order (deterministic, no atomics). SWAP computes `out.T = b.T @ a.T`, so that the
+float32 sums in order (deterministic, no atomics), with PDL (programmatic dependent launch) set up
+while the first one runs. SWAP computes `out.T = b.T @ a.T`, so that the
 long N lies along the 64 rows of a Hopper product and few tokens along its short side. EVICT reads
 the weight past L2, which only plain loads (one stage) keep. Wins for 2 to 64 tokens at decode,
 where cuBLAS leaves processors idle (docs/performance/matmul.md).
@@ -16,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gristmill import settings
 from gristmill.core.config import Config, Value
 from gristmill.core.launch import Launch
 from gristmill.core.problem import Problem, TensorSpec
@@ -94,8 +96,10 @@ def _matmul_fwd_split_k_kernel(
 
 @triton.jit
 def _matmul_fwd_add_parts_kernel(
-    parts_ptr, out_ptr, size, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr
+    parts_ptr, out_ptr, size, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr, WAITS: tl.constexpr
 ):
+    if WAITS:  # for the products, whose launch it may have overtaken
+        tl.extra.cuda.gdc_wait()
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < size
     total = tl.zeros((BLOCK,), tl.float32)
@@ -122,6 +126,11 @@ SPACE = Space(
     pow2("num_warps", 1, 8),
     choice("num_stages", 1, 2, 3, 4, 5, 6),
     when(lambda c, p, t: c["num_stages"] == 1, choice("EVICT", "", "evict_first")),
+    when(lambda c, p, t: c["SPLIT_K"] > 1 and t.capability >= 90, flag("PDL")),
+    derive(
+        "OVERLAPS",
+        lambda c, p, t: c.get("PDL", False) and not settings.current().interpret,
+    ),
     derive(
         "ACCUMULATORS",
         lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // _threads(c, t),
@@ -183,7 +192,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     config["num_warps"] = 4 if area >= 1024 else max(1, area // 256)
     # 64 columns are the long side of a product of warpgroups.
     config["SWAP"] = target.capability >= 90 and m <= 32 and config["BLOCK_N"] >= 64
-    config = {**config, "SPLIT_K": split, "num_stages": 4}
+    config = {**config, "SPLIT_K": split, "num_stages": 4, "PDL": False}
     while config["BLOCK_K"] > 16 and 2 * _shared_bytes({**config, "num_stages": 1}, problem) > (
         target.shared_memory_bytes
     ):
@@ -261,8 +270,8 @@ def _launch(
         kernel=_matmul_fwd_add_parts_kernel,
         grid=(triton.cdiv(m * n, BLOCK_REDUCE),),
         args=(workspace[0], outputs[0], m * n),
-        constexprs={"SPLIT_K": parts, "BLOCK": BLOCK_REDUCE},
-        options={"num_warps": 4},
+        constexprs={"SPLIT_K": parts, "BLOCK": BLOCK_REDUCE, "WAITS": config["OVERLAPS"]},
+        options={"num_warps": 4, **({"launch_pdl": True} if config["OVERLAPS"] else {})},
     )
     return multiply, add
 
