@@ -49,7 +49,17 @@ def test_priors_fit_in_registers(implementation, problem, target):
         assert binary.shared_bytes <= target.shared_memory_bytes
 
 
-SOME = ("square-4096", "llama3-8b-qkv-m64", "square-1024-fp32", "8192x8192", "qk-norm-64x40x128")
+SOME = (
+    "square-4096",
+    "square-4096-tf32",
+    "llama3-8b-qkv-m64",
+    "llama3-8b-o-m1",
+    "square-1024-fp32",
+    "odd-1023x1000x1031",
+    "heads-32x128x4096x128",
+    "8192x8192",
+    "qk-norm-64x40x128",
+)
 
 
 @pytest.mark.parametrize(("implementation", "problem", "target"), list(supported(SOME)))
