@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from gristmill.core.problem import ALIGNMENT_BYTES
-from gristmill.specs.matmul import Product
+from gristmill.core.space import require
+from gristmill.specs.matmul import Product, product
 
 
 def fits(block: int, size: int, smallest: int) -> bool:
@@ -30,6 +31,16 @@ def vector(one: Product | None) -> int:
         if spec.shape[1 - contiguous] != 1:
             steps.append(spec.strides[1 - contiguous])
     return values if all(step % values == 0 for step in steps) else 1
+
+
+# What is not wide goes through registers, an address each.
+READ_BY_VALUE = require(
+    "a thread reads more than 64 values of a block one by one",
+    lambda c, p, t: (
+        (c["BLOCK_M"] + c["BLOCK_N"]) * c["BLOCK_K"] <= 64 * c["num_warps"] * t.warp_size
+        or vector(product(p)) > 1
+    ),
+)
 
 
 @triton.jit

@@ -25,6 +25,7 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
 from gristmill.kernels.device.tiles import (
+    READ_BY_VALUE,
     add_products,
     fits,
     known_multiple,
@@ -147,11 +148,11 @@ SPACE = Space(
         "float32 products run on scalar units: at most 32 accumulators a thread and BLOCK_K 64",
         lambda c, p, t: not _on_scalar_units(p) or (c["ACCUMULATORS"] <= 32 and c["BLOCK_K"] <= 64),
     ),
+    READ_BY_VALUE,
     require(
         "a thread holds more than 512 bytes of the blocks that it loads",
         lambda c, p, t: (
-            (c["num_stages"] > 1 and vector(product(p)) > 1)
-            or _shared_bytes({**c, "num_stages": 1}, p) <= 512 * _threads(c, t)
+            c["num_stages"] > 1 or _shared_bytes({**c, "num_stages": 1}, p) <= 512 * _threads(c, t)
         ),
     ),
     require(

@@ -21,6 +21,7 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, pow2, require
 from gristmill.core.target import Target
 from gristmill.kernels.device.tiles import (
+    READ_BY_VALUE,
     add_products,
     fits,
     grouped_tile,
@@ -110,6 +111,7 @@ SPACE = Space(
         "float32 products run on scalar units: at most 32 accumulators a thread and BLOCK_K 64",
         lambda c, p, t: not _on_scalar_units(p) or (c["ACCUMULATORS"] <= 32 and c["BLOCK_K"] <= 64),
     ),
+    READ_BY_VALUE,
     require(
         "a warp has less than one 16 x 16 tile",
         lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] >= 256 * c["num_warps"],
