@@ -183,6 +183,14 @@ def test_a_result_off_16_bytes_is_stored_by_pointers():
     assert "UTMASTG" not in binary.sass
 
 
+@pytest.mark.parametrize("name", ["heads-32x128x4096x128", "heads-32x128x128x4096"])
+def test_tiles_of_a_batch_go_from_tma_to_the_product_as_they_are(name):
+    (binary,) = matmul_binaries("persistent_tma", workload(name))
+    assert set(memory_operations(binary, "UTMALDG", "UTMASTG")) == {"UTMALDG.3D", "UTMASTG.3D"}
+    assert "HGMMA" in binary.sass
+    assert not memory_operations(binary, "LDSM")  # nothing comes back into registers
+
+
 @pytest.mark.parametrize("name", ["tiled", "persistent_tma"])
 def test_tf32_runs_on_warpgroups(name):
     (binary,) = matmul_binaries(name, workload("square-4096-tf32"))

@@ -105,12 +105,16 @@ def test_a_batch_costs_what_is_in_memory():
 
 
 def test_kernels_say_why_they_leave_a_batch_to_others():
-    unmergeable = made(*OPERANDS["unmergeable"])
-    for name in ("tiled", "gemv"):
+    unmergeable = made(*OPERANDS["unmergeable"], True)
+    for name in ("tiled", "gemv", "persistent_tma"):
         assert "do not merge" in implementation("matmul", name).supports(unmergeable, HOPPER)
     batch = problem_of(64, 64, 64, batch=3)
-    for name in ("persistent_tma", "padded", "split_k"):
+    for name in ("padded", "split_k"):
         assert "a batch" in implementation("matmul", name).supports(batch, HOPPER)
+    apart = made(rand(3, 16 * 64 + 4)[:, : 16 * 64].unflatten(1, (16, 64)), rand(3, 64, 64), True)
+    assert "a matrix" not in str(implementation("matmul", "persistent_tma").supports(apart, HOPPER))
+    apart = made(rand(3, 16 * 64 + 1)[:, : 16 * 64].unflatten(1, (16, 64)), rand(3, 64, 64), True)
+    assert "a matrix" in implementation("matmul", "persistent_tma").supports(apart, HOPPER)
     even, odd = problem_of(64, 64, 64), problem_of(64, 65, 67)
     assert "`persistent_tma`" in implementation("matmul", "padded").supports(even, HOPPER)
     assert implementation("matmul", "padded").supports(odd, HOPPER) is None

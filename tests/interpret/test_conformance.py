@@ -97,6 +97,8 @@ MUTATIONS = {
         ("range(tiles_k)", "range(tiles_k - 1)", "normal"),
         ('="tf32")', '="tf32").to(tl.float16).to(tl.float32)', "normal"),
         ("row, col = out_m * BLOCK_M,", "row, col = out_m * BLOCK_M + 1,", "normal"),
+        ("(tile // tiles,", "(0 * tile,", "normal"),
+        ("(stored // tiles,", "(0 * stored,", "normal"),
     ],
     "matmul/padded": [
         ("& (col < cols)", "& (col < cols - 1)", "normal"),

@@ -31,6 +31,11 @@ def views():
         "expanded": (x, w.expand(3, 64, 72)),
         "expanded-a": (x[:1].expand(3, 20, 64), torch.empty(3, 64, 72, dtype=half)),
         "heads": (heads, keys.mT),
+        "odd-results": (x, torch.empty(3, 71, 64, dtype=half).mT),
+        "backwards-on-16-bytes": (
+            torch.empty(3, 64, 24, dtype=half).mT,
+            torch.empty(3, 64, 72, dtype=half),
+        ),
         "backwards": (torch.empty(3, 64, 20, dtype=half).mT, torch.empty(3, 72, 64, dtype=half).mT),
     }
 
@@ -52,14 +57,17 @@ def test_views_of_a_batch(name, view):
 
 
 ONE = ("persistent_tma", "split_k", "tiled")
+BATCHED = ("persistent_tma", "tiled")
 RUN = {
     "shared": ONE,
-    "shared-of-apart-rows": ("tiled",),
+    "shared-of-apart-rows": BATCHED,
     "shared-of-one-row": ONE,
     "expanded": ONE,
-    "expanded-a": ("tiled",),
-    "heads": ("tiled",),
-    "backwards": ("tiled",),
+    "expanded-a": BATCHED,
+    "heads": BATCHED,
+    "backwards": ("tiled",),  # rows of 20 values are off 16 bytes
+    "backwards-on-16-bytes": BATCHED,
+    "odd-results": BATCHED,
 }
 
 

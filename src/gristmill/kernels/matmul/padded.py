@@ -25,7 +25,8 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag
 from gristmill.core.target import Target
 from gristmill.kernels.matmul import persistent_tma
-from gristmill.specs.matmul import OP, Product, product, product_of
+from gristmill.kernels.matmul.persistent_tma import Operand
+from gristmill.specs.matmul import OP, Product, product, product_of, why_not_one_product
 
 ROW_BYTES = 128  # rows of the copies are whole lines of memory
 COPY_WARPS = 4
@@ -90,7 +91,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
 
 
 def supports(problem: Problem, target: Target) -> str | None:
-    reason = persistent_tma.why_not_gemm(problem, target)
+    reason = persistent_tma.why_not_gemm(problem, target) or why_not_one_product(problem)
     if reason is not None:
         return reason
     one = product(problem)
@@ -147,10 +148,10 @@ def _launch(
     operands, copies, spare = [], [], iter(workspace)
     for tensor, spec in ((a, one.a), (b, one.b)):
         if spec.tma_dim is None:
-            operands.append((next(spare), _copy(spec)))
-            copies.append((tensor, spec, *operands[-1]))
+            operands.append(Operand(next(spare), _copy(spec)))
+            copies.append((tensor, spec, *operands[-1][:2]))
         else:
-            operands.append((tensor, spec))
+            operands.append(Operand(tensor, spec))
     multiply = persistent_tma.gemm(*operands, outputs[0], config, waits=config["OVERLAPS"])
     return _pad(copies, config), multiply
 
