@@ -3,12 +3,15 @@ walk them and the loop over K (device)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import triton
 import triton.language as tl
 
-from gristmill.core.problem import ALIGNMENT_BYTES
-from gristmill.core.space import require
-from gristmill.specs.matmul import Product, product
+from gristmill.core.problem import ALIGNMENT_BYTES, Problem
+from gristmill.core.space import derive, require
+from gristmill.specs.matmul import Product, product, rounds_factors, sizes
 
 
 def fits(block: int, size: int, smallest: int) -> bool:
@@ -33,13 +36,46 @@ def vector(one: Product | None) -> int:
     return values if all(step % values == 0 for step in steps) else 1
 
 
-# What is not wide goes through registers, an address each.
-READ_BY_VALUE = require(
-    "a thread reads more than 64 values of a block one by one",
-    lambda c, p, t: (
-        (c["BLOCK_M"] + c["BLOCK_N"]) * c["BLOCK_K"] <= 64 * c["num_warps"] * t.warp_size
-        or vector(product(p)) > 1
+def on_scalar_units(problem: Problem) -> bool:
+    """Whether its products are IEEE float32's, which no matrix unit computes."""
+    return problem["a"].dtype == "float32" and not rounds_factors(problem)
+
+
+def stage_bytes(config: Mapping[str, Any], problem: Problem) -> int:
+    """Shared memory of the blocks in flight."""
+    tile = (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * problem["a"].itemsize
+    return tile * config["num_stages"]
+
+
+# Of every GEMM that reads its blocks through pointers.
+POINTER_RULES = (
+    derive(
+        "ACCUMULATORS",
+        lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // (c["num_warps"] * t.warp_size),
     ),
+    require(
+        "the stages need more shared memory than there is",
+        lambda c, p, t: not t.is_gpu or stage_bytes(c, p) <= t.shared_memory_bytes,
+    ),
+    require(
+        "float32 products run on scalar units: at most 32 accumulators a thread and BLOCK_K 64",
+        lambda c, p, t: not on_scalar_units(p) or (c["ACCUMULATORS"] <= 32 and c["BLOCK_K"] <= 64),
+    ),
+    # What is not wide goes through registers, an address each.
+    require(
+        "a thread reads more than 64 values of a block one by one",
+        lambda c, p, t: (
+            (c["BLOCK_M"] + c["BLOCK_N"]) * c["BLOCK_K"] <= 64 * c["num_warps"] * t.warp_size
+            or vector(product(p)) > 1
+        ),
+    ),
+    require(
+        "a warp has less than one 16 x 16 tile",
+        lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] >= 256 * c["num_warps"],
+    ),
+    require("BLOCK_M is twice M or more", lambda c, p, t: fits(c["BLOCK_M"], sizes(p)[0], 16)),
+    require("BLOCK_N is twice N or more", lambda c, p, t: fits(c["BLOCK_N"], sizes(p)[1], 16)),
+    require("BLOCK_K is twice K or more", lambda c, p, t: fits(c["BLOCK_K"], sizes(p)[2], 16)),
 )
 
 

@@ -10,7 +10,6 @@ where cuBLAS leaves processors idle (docs/performance/matmul.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,18 +24,19 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
 from gristmill.kernels.device.tiles import (
-    READ_BY_VALUE,
+    POINTER_RULES,
     add_products,
     fits,
     known_multiple,
     known_vectors,
+    on_scalar_units,
+    stage_bytes,
     vector,
 )
 from gristmill.specs.matmul import (
     OP,
     product,
     product_of,
-    rounds_factors,
     sizes,
     why_not_one_product,
 )
@@ -109,15 +109,6 @@ def _matmul_fwd_add_parts_kernel(
     tl.store(out_ptr + index, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _shared_bytes(config: Mapping[str, Any], problem: Problem) -> int:
-    tile = (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * problem["a"].itemsize
-    return tile * config["num_stages"]
-
-
-def _threads(config: Mapping[str, Any], target: Target) -> int:
-    return config["num_warps"] * target.warp_size
-
-
 SPACE = Space(
     pow2("BLOCK_M", 16, 128),
     pow2("BLOCK_N", 16, 256),
@@ -132,52 +123,29 @@ SPACE = Space(
         "OVERLAPS",
         lambda c, p, t: c.get("PDL", False) and not settings.current().interpret,
     ),
-    derive(
-        "ACCUMULATORS",
-        lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // _threads(c, t),
-    ),
-    require(
-        "the stages need more shared memory than there is",
-        lambda c, p, t: not t.is_gpu or _shared_bytes(c, p) <= t.shared_memory_bytes,
-    ),
+    *POINTER_RULES,
     require(
         "a thread holds more than 64 accumulators",
         lambda c, p, t: c["ACCUMULATORS"] <= 64,
     ),
     require(
-        "float32 products run on scalar units: at most 32 accumulators a thread and BLOCK_K 64",
-        lambda c, p, t: not _on_scalar_units(p) or (c["ACCUMULATORS"] <= 32 and c["BLOCK_K"] <= 64),
-    ),
-    READ_BY_VALUE,
-    require(
         "a thread holds more than 512 bytes of the blocks that it loads",
         lambda c, p, t: (
-            c["num_stages"] > 1 or _shared_bytes({**c, "num_stages": 1}, p) <= 512 * _threads(c, t)
+            c["num_stages"] > 1 or stage_bytes(c, p) <= 512 * c["num_warps"] * t.warp_size
         ),
-    ),
-    require(
-        "a warp has less than one 16 x 16 tile",
-        lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] >= 256 * c["num_warps"],
     ),
     require(
         "a part of K is less than a block",
         lambda c, p, t: c["SPLIT_K"] == 1 or c["SPLIT_K"] * c["BLOCK_K"] <= sizes(p)[2],
     ),
-    require("BLOCK_M is twice M or more", lambda c, p, t: fits(c["BLOCK_M"], sizes(p)[0], 16)),
-    require("BLOCK_N is twice N or more", lambda c, p, t: fits(c["BLOCK_N"], sizes(p)[1], 16)),
-    require("BLOCK_K is twice K or more", lambda c, p, t: fits(c["BLOCK_K"], sizes(p)[2], 16)),
 )
-
-
-def _on_scalar_units(problem: Problem) -> bool:
-    return problem["a"].dtype == "float32" and not rounds_factors(problem)
 
 
 def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     """Tiles that were the fastest at M = 16 and 64 on an H200 (1.00-1.015x and .87-1.01x cuBLAS);
     K in as many parts as there are processors for."""
     m, n, k, _ = sizes(problem)
-    narrow = _on_scalar_units(problem) or vector(product(problem)) == 1
+    narrow = on_scalar_units(problem) or vector(product(problem)) == 1
     block_m = min(64, max(16, triton.next_power_of_2(m)))
     block_n = 64 if m <= 32 or narrow else 128
     block_k = 32 if narrow else 256 // problem["a"].itemsize
@@ -194,11 +162,11 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     # 64 columns are the long side of a product of warpgroups.
     config["SWAP"] = target.capability >= 90 and m <= 32 and config["BLOCK_N"] >= 64
     config = {**config, "SPLIT_K": split, "num_stages": 4, "PDL": False}
-    while config["BLOCK_K"] > 16 and 2 * _shared_bytes({**config, "num_stages": 1}, problem) > (
+    while config["BLOCK_K"] > 16 and 2 * stage_bytes({**config, "num_stages": 1}, problem) > (
         target.shared_memory_bytes
     ):
         config["BLOCK_K"] //= 2
-    while config["num_stages"] > 2 and _shared_bytes(config, problem) > target.shared_memory_bytes:
+    while config["num_stages"] > 2 and stage_bytes(config, problem) > target.shared_memory_bytes:
         config["num_stages"] -= 1
     return config
 

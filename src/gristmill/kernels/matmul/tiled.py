@@ -7,7 +7,6 @@ and devices without TMA.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,18 +17,20 @@ from gristmill.core.config import Config, Value
 from gristmill.core.launch import Launch
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import register
-from gristmill.core.space import Space, choice, derive, pow2, require
+from gristmill.core.space import Space, choice, pow2, require
 from gristmill.core.target import Target
 from gristmill.kernels.device.tiles import (
-    READ_BY_VALUE,
+    POINTER_RULES,
     add_products,
     fits,
     grouped_tile,
     known_multiple,
     known_vectors,
+    on_scalar_units,
+    stage_bytes,
     vector,
 )
-from gristmill.specs.matmul import OP, product, product_of, rounds_factors, sizes, why_not_merged
+from gristmill.specs.matmul import OP, product, product_of, sizes, why_not_merged
 
 INT32_ELEMENTS = 2**31
 MAX_SIZE = INT32_ELEMENTS - 1024  # the end of the last block of a dimension is an int32 too
@@ -79,15 +80,6 @@ def _matmul_fwd_tiled_kernel(
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=m_mask[:, None] & n_mask[None, :])
 
 
-def _on_scalar_units(problem: Problem) -> bool:
-    return problem["a"].dtype == "float32" and not rounds_factors(problem)
-
-
-def _shared_bytes(config: Mapping[str, Any], problem: Problem) -> int:
-    tile = (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * problem["a"].itemsize
-    return tile * max(1, config["num_stages"])
-
-
 SPACE = Space(
     pow2("BLOCK_M", 16, 256),
     pow2("BLOCK_N", 16, 256),
@@ -95,38 +87,10 @@ SPACE = Space(
     choice("GROUP_M", 1, 4, 8, 16),
     pow2("num_warps", 1, 8),
     choice("num_stages", 1, 2, 3, 4, 5),
-    derive(
-        "ACCUMULATORS",
-        lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // (c["num_warps"] * t.warp_size),
-    ),
-    require(
-        "the stages need more shared memory than there is",
-        lambda c, p, t: not t.is_gpu or _shared_bytes(c, p) <= t.shared_memory_bytes,
-    ),
+    *POINTER_RULES,
     require(
         "a thread holds more than 128 accumulators",
         lambda c, p, t: c["ACCUMULATORS"] <= 128,
-    ),
-    require(
-        "float32 products run on scalar units: at most 32 accumulators a thread and BLOCK_K 64",
-        lambda c, p, t: not _on_scalar_units(p) or (c["ACCUMULATORS"] <= 32 and c["BLOCK_K"] <= 64),
-    ),
-    READ_BY_VALUE,
-    require(
-        "a warp has less than one 16 x 16 tile",
-        lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] >= 256 * c["num_warps"],
-    ),
-    require(
-        "BLOCK_M is twice M or more",
-        lambda c, p, t: fits(c["BLOCK_M"], sizes(p)[0], 16),
-    ),
-    require(
-        "BLOCK_N is twice N or more",
-        lambda c, p, t: fits(c["BLOCK_N"], sizes(p)[1], 16),
-    ),
-    require(
-        "BLOCK_K is twice K or more",
-        lambda c, p, t: fits(c["BLOCK_K"], sizes(p)[2], 16),
     ),
 )
 
@@ -140,10 +104,10 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     """The widest tile that keeps seven in ten processors busy; for few rows, deep tiles (as fast as
     cuBLAS at M = 16)."""
     m, n, k, batch = sizes(problem)
-    narrow = _on_scalar_units(problem) or vector(product(problem)) == 1
+    narrow = on_scalar_units(problem) or vector(product(problem)) == 1
     tiles = _TILES if target.capability >= 90 else _TILES[1:]  # 128 x 256 fills sm_80's registers
     if narrow:
-        tiles = _TILES_FLOAT32 if _on_scalar_units(problem) else _TILES_NARROW_LOADS
+        tiles = _TILES_FLOAT32 if on_scalar_units(problem) else _TILES_NARROW_LOADS
     fitting = [t for t in tiles if fits(t[0], m, 16) and fits(t[1], n, 16)]
     fitting = fitting or [(16, 32, 2) if n > 16 else (16, 16, 1)]
     enough = 0.7 * target.num_sms
@@ -157,7 +121,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     while not fits(config["BLOCK_K"], k, 16):
         config["BLOCK_K"] //= 2
     config["num_stages"] = 5 if block_m <= 64 else 4
-    while config["num_stages"] > 1 and _shared_bytes(config, problem) > target.shared_memory_bytes:
+    while config["num_stages"] > 1 and stage_bytes(config, problem) > target.shared_memory_bytes:
         config["num_stages"] -= 1
     return dict(config)
 
