@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The GPU machine's part of a session, one step a call: tests | overhead | memory | matmul | two
+# The GPU machine's part of a session, one step a call: tests | overhead | memory | backward | matmul | mlp | two
 #
 #   benchmarks/session.sh STEP OUT COMMIT        (in the repository's root there)
 #
@@ -7,7 +7,8 @@
 # sources, by which the machine's copy, which has no git, knows whether it is that commit.
 #
 # Carry the wheels that the machine lacks in .whl: platformdirs pytest-timeout pytest-xdist execnet.
-# On an H200 with 16 cores: tests 2 min, overhead 1, memory (17 workloads) 3, matmul (32) 6; two, on two GPUs, 1.
+# On an H200 with 16 cores: tests 2 min (as of issue 2), overhead 1, memory 5, backward 3, matmul 8, mlp 3; two, on
+# two GPUs, 1. Measured: the tests and 17 workloads of memory (3 min); the rest is guessed from them.
 set -uo pipefail
 step=$1 out=$2 commit=$3
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site \
@@ -18,7 +19,9 @@ case $step in
   tests) PYTEST_ADDOPTS="-n 8" python3 tools/test.py --only gpu --json "$out/tests.json" --commit "$commit" | tail -c 6000 ;;
   two) python3 tools/test.py --only multi_gpu --json "$out/tests-two.json" --commit "$commit" | tail -c 6000 ;;
   overhead) bench --parts overhead --deadline 120 ;;
-  memory) bench --parts rms_norm --budget 8 --deadline 400 ;;
+  memory) bench --parts rms_norm silu_and_mul --budget 8 --deadline 540 ;;
+  backward) bench --parts rms_norm_backward silu_and_mul_backward --budget 8 --deadline 540 ;;
   matmul) bench --parts matmul --budget 9 --deadline 540 ;;
-  *) echo "steps: tests overhead memory matmul two" >&2; exit 2 ;;
+  mlp) python3 benchmarks/llama_mlp.py --out "$out" --commit "$commit" --tune 6 2> >(tail -c 2000 >&2) ;;
+  *) echo "steps: tests overhead memory backward matmul mlp two" >&2; exit 2 ;;
 esac

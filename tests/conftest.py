@@ -44,10 +44,11 @@ def fresh_store(tmp_path):
     """An empty plan store for one test, and no bound call that remembers another one's plan."""
     from gristmill import settings as library
     from gristmill.cache.store import store
+    from gristmill.core.registry import op_names
     from gristmill.ops._dispatch import forget
 
     def forget_all():
-        for name in ("matmul", "rms_norm", "twice"):
+        for name in (*op_names(), "twice"):
             forget(name)
 
     with library.override(cache_dir=tmp_path / "cache"):

@@ -20,6 +20,7 @@ from gristmill.errors import (
     GristmillError,
     InvalidConfigError,
     InvalidInputError,
+    MissingExtraError,
     RegistrationError,
     TuningError,
     UnknownOpError,
@@ -28,10 +29,14 @@ from gristmill.errors import (
 
 if TYPE_CHECKING:
     from gristmill import nn
+    from gristmill.ops._dispatch import register_ops
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
     from gristmill.ops.rms_norm import rms_norm
+    from gristmill.ops.silu_and_mul import silu_and_mul
+    from gristmill.tuners.autotune import autotune
+    from gristmill.tuners.tuner import TritonAutoTuner
 
 __version__ = "0.1.0"
 
@@ -39,10 +44,14 @@ __version__ = "0.1.0"
 # next to nothing.
 _HOME = {
     "BoundOp": "gristmill.ops.get_op",
+    "TritonAutoTuner": "gristmill.tuners.tuner",
+    "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
     "get_op": "gristmill.ops.get_op",
     "matmul": "gristmill.ops.matmul",
+    "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
+    "silu_and_mul": "gristmill.ops.silu_and_mul",
     "tune": "gristmill.ops.get_op",
 }
 
@@ -54,15 +63,20 @@ __all__ = [
     "GristmillError",
     "InvalidConfigError",
     "InvalidInputError",
+    "MissingExtraError",
     "RegistrationError",
+    "TritonAutoTuner",
     "TuningError",
     "UnknownOpError",
     "UnsupportedProblemError",
+    "autotune",
     "explain",
     "get_op",
     "matmul",
     "nn",
+    "register_ops",
     "rms_norm",
+    "silu_and_mul",
     "tune",
 ]
 

@@ -46,6 +46,10 @@ class CompileError(GristmillError, RuntimeError):
     """A kernel does not compile, or its binary does not fit the target."""
 
 
+class MissingExtraError(GristmillError, ImportError):
+    """An optional dependency is not installed; the message names the extra that has it."""
+
+
 class ArtifactError(GristmillError, RuntimeError):
     """An ahead-of-time artifact is damaged or does not match."""
 

@@ -13,16 +13,19 @@ import torch
 from rich.console import Console
 
 from gristmill.bench import checking, runner
-from gristmill.bench.providers import GRISTMILL, Provider, default_names, plain_call
+from gristmill.bench.plain import plain_call
+from gristmill.bench.providers import GRISTMILL, Provider, default_names
 from gristmill.bench.report import print_compact, print_report
-from gristmill.bench.roofline import Ceilings, roofline
+from gristmill.bench.roofline import roofline
 from gristmill.bench.suite import bench, fits_cpu
-from gristmill.core.op import Cost, Workload
+from gristmill.core.op import Cost, Workload, as_tuple
 from gristmill.core.problem import TensorSpec
-from gristmill.core.registry import load
+from gristmill.core.registry import load, op_names
 from gristmill.errors import InvalidInputError
+from gristmill.measure.ceilings import Ceilings
 from gristmill.specs.matmul import problem_of as matmul_problem
 from gristmill.specs.rms_norm import problem_of
+from gristmill.verify import compare, truth
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -138,7 +141,22 @@ def test_torchs_own_call_within_the_bounds_is_judged_against():
 
 def test_an_op_without_a_plain_call_falls_back_to_its_reference():
     op = replace(load("rms_norm"), schema="other(Tensor x) -> Tensor")
-    assert plain_call(op) == ("the op's reference", op.reference)
+    what, call = plain_call(op, (x := torch.randn(3, 8),))
+    assert what == "the op's reference"
+    assert torch.equal(call(), op.reference(x))
+
+
+@pytest.mark.parametrize("name", sorted(set(op_names()) - {"twice"}))
+def test_plain_calls_give_what_the_op_gives(name):
+    op = load(name)
+    axes = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    base = op.sized(dict(zip(axes, (5, 24, 16), strict=False)), "float32")
+    for problem in (base, *op.forms(base).values()):
+        values = op.inputs(problem, torch.Generator().manual_seed(0), "normal")
+        what, call = plain_call(op, values)
+        assert what != "the op's reference"
+        verdict = compare(as_tuple(call()), *truth(op, values), op.bounds(problem))
+        assert verdict.ok, verdict.reason
 
 
 def test_an_answer_kept_from_an_earlier_call_is_found(monkeypatch):
@@ -238,8 +256,8 @@ def test_the_roofline_is_the_longer_of_bytes_and_operations():
 
 
 def test_ceilings_are_measured_here(monkeypatch):
-    monkeypatch.setattr("gristmill.bench.roofline.COPY_BYTES", {"cpu": 1 << 20})
-    monkeypatch.setattr("gristmill.bench.roofline.MATRIX_SIZE", {"cpu": 64})
+    monkeypatch.setattr("gristmill.measure.ceilings.COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr("gristmill.measure.ceilings.MATRIX_SIZE", {"cpu": 64})
     ceilings = Ceilings(CPU)
     assert ceilings.copy_bytes_per_s > 0
     assert ceilings.matrix(torch.float32) == ceilings.matrix(torch.float32) > 0

@@ -15,11 +15,12 @@ import torch
 
 from gristmill.bench import overhead, startup, tables, tree
 from gristmill.bench.results import Report, Result, Row, Versus
-from gristmill.bench.roofline import Ceilings
 from gristmill.bench.stamp import Stamp
 from gristmill.bench.suite import bench
 from gristmill.core.op import Workload
 from gristmill.core.registry import load
+from gristmill.errors import InvalidInputError
+from gristmill.measure.ceilings import Ceilings
 from gristmill.specs.rms_norm import problem_of
 
 ROOT = Path(__file__).parents[2]
@@ -135,12 +136,12 @@ def test_tables_show_wins_losses_failures_and_provenance(tmp_path):
 def test_the_overhead_table_has_the_floor(tmp_path):
     data = {
         "stamp": {"device": "A GPU"},
-        "host_times": {
-            "problem": "p",
-            "times_us": {"F": 7.0, "bound": 9.1},
-            "ratios": {"bound": [1.3, 1.2, 1.4]},
-            "reason": "",
-        },
+        "host_times": [
+            {"problem": "p", "kernel": "row WARPS=4", "times_us": {"F": 7.0, "bound": 9.1},
+             "ratios": {"bound": [1.3, 1.2, 1.4]}, "reason": ""},
+            {"problem": "q", "kernel": "aten", "times_us": {"bound": 5.0}, "ratios": {},
+             "reason": "not available: no kernel"},
+        ],
         "import_ms": 1.0,
         "get_op": [{"rows": 16, "width": 4096, "get_op_ms": 9.0, "implementation": "row",
                     "origin": "tuned"}],
@@ -148,7 +149,9 @@ def test_the_overhead_table_has_the_floor(tmp_path):
     (tmp_path / "h200").mkdir()
     (tmp_path / "h200" / "overhead.json").write_text(json.dumps(data))
     text = tables.tables(tmp_path)
-    assert "| bound | 9.10 | 1.30x |" in text
+    assert "| p | row | 7.00 | 9.10 (1.30x) |" in text
+    assert "| q | aten |  | 5.00 |" in text
+    assert "q: F is not available: no kernel." in text
     assert "9.0 ms (row, tuned)" in text
 
 
@@ -182,7 +185,7 @@ def test_tables_are_put_between_the_markers_and_checked(tmp_path):
     assert call("--check") == 0
     assert tables.NOTHING in file.read_text()
     assert file.read_text().startswith("before\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(InvalidInputError, match="Add the two lines"):
         tables.replaced("no markers", "x")
 
 
@@ -195,8 +198,9 @@ def test_the_readmes_tables_are_those_of_the_committed_results():
 
 
 def test_host_times_run_without_a_gpu_and_say_what_is_missing():
-    times = overhead.host_times(CPU, rows=2, width=64, rounds=3)
-    assert times.times_us.keys() == {"bound", "direct", "torch"}
+    problem = load("rms_norm").sized({"rows": 2, "N": 64}, "float32")
+    times = overhead.host_times(problem, "aten", CPU, rounds=3)
+    assert times.times_us.keys() == {"bound", "direct", "registered", "torch"}
     assert all(us > 0 for us in times.times_us.values())
     assert "launches no Triton kernel" in times.reason
     assert times.ratios == {}

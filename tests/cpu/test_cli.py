@@ -369,5 +369,19 @@ def test_bench_shows_what_cannot_run_with_its_reason(run):
     assert "Triton kernels need a GPU" in text
 
 
+def test_tables_are_written_and_checked_by_a_command(run, tmp_path):
+    results = ("--results", str(Path(__file__).parents[2] / "benchmarks" / "results"))
+    file = tmp_path / "README.md"
+    file.write_text("before\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nafter\n")
+    assert "run `gristmill tables" in run("tables", str(file), *results, "--check", code=1).stderr
+    assert "old" in file.read_text()
+    assert run_json(run, "tables", str(file), *results)["written"] is True
+    assert "| workload |" in file.read_text()
+    assert run_json(run, "tables", str(file), *results, "--check")["up_to_date"] is True
+    file.write_text("no markers")
+    assert "Add the two lines" in run("tables", str(file), *results, code=2).stderr
+    assert "is no file" in run("tables", str(tmp_path / "none.md"), *results, code=2).stderr
+
+
 def test_an_app_is_a_typer_app():
     assert isinstance(app, typer.Typer)

@@ -198,26 +198,68 @@ def test_tf32_runs_on_warpgroups(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "workload"),
+    ("op", "name", "workload"),
     [
-        ("row", "16384x4096"),
-        ("row", "8192x8192"),
-        ("row", "16384x4096-fp32"),
-        ("row", "wide-64x65536"),
-        ("multi_row", "qk-norm-4096x40x128"),
-        ("multi_row", "32768x1024"),
+        ("rms_norm", "row", "16384x4096"),
+        ("rms_norm", "row", "8192x8192"),
+        ("rms_norm", "row", "16384x4096-fp32"),
+        ("rms_norm", "row", "wide-64x65536"),
+        ("rms_norm", "multi_row", "qk-norm-4096x40x128"),
+        ("rms_norm", "multi_row", "32768x1024"),
+        ("rms_norm_backward", "persistent", "16384x4096"),
+        ("rms_norm_backward", "persistent", "8192x8192"),
+        ("rms_norm_backward", "persistent", "32768x1024"),
+        ("rms_norm_backward", "persistent", "2048x16384"),
+        ("rms_norm_backward", "persistent", "16384x4096-fp32"),
+        ("silu_and_mul", "tiles", "8192x14336"),
+        ("silu_and_mul", "tiles", "8192x14336-two-tensors"),
+        ("silu_and_mul", "tiles", "8192x8192-fp32"),
+        ("silu_and_mul_backward", "tiles", "8192x14336"),
+        ("silu_and_mul_backward", "tiles", "8192x14336-two-tensors"),
+        ("silu_and_mul_backward", "tiles", "qwen3-30b-expert-4096x768"),
     ],
 )
-def test_rows_are_read_and_written_16_bytes_at_a_time(name, workload):
-    """The weight (evict_last, `.EL`) comes from L2 and may be narrower."""
-    implementation = registry.implementation("rms_norm", name)
-    (binary,) = compiled(implementation, implementation.op.workload(workload).problem, HOPPER)
-    loads = [line for line in binary.sass.splitlines() if "LDG" in line and ".EL" not in line]
-    stores = [line for line in binary.sass.splitlines() if "STG" in line]
+def test_rows_are_read_and_written_16_bytes_at_a_time(op, name, workload):
+    """By loads into registers, or copies into shared memory (`LDGSTS`). The weight (evict_last,
+    `.EL`) comes from L2 and may be narrower."""
+    implementation = registry.implementation(op, name)
+    binary = compiled(implementation, implementation.op.workload(workload).problem, HOPPER)[0]
+    lines = [line for line in binary.sass.splitlines() if ".EL" not in line]
+    loads = [line for line in lines if re.search(r"LDG(STS)?\.E", line)]
+    stores = [line for line in lines if "STG" in line]
     assert loads
     assert all(".128" in line for line in loads)
     assert stores
     assert all(".128" in line for line in stores)
+
+
+@pytest.mark.parametrize("op", ["silu_and_mul", "silu_and_mul_backward"])
+def test_one_long_row_of_any_length_is_read_16_bytes_at_a_time(op):
+    """All of it but the tile that it ends in."""
+    implementation = registry.implementation(op, "tiles")
+    problem = implementation.op.workload("odd-1023x4097-two-tensors").problem
+    config = implementation.config(None, problem, HOPPER)
+    (binary,) = compiled(implementation, problem, HOPPER)
+    bytes_of_thread = config["VALUES"] * problem["x"].itemsize
+    streams = implementation.op.cost(problem).size_bytes // problem["x"].size_bytes
+    wide = re.findall(r"(?:LDG|STG)\.E\S*\.128", binary.sass)
+    assert len(wide) == streams * bytes_of_thread // 16
+
+
+def test_the_next_rows_are_on_their_way_while_one_is_computed():
+    implementation = registry.implementation("rms_norm_backward", "persistent")
+    for workload in ("16384x4096", "8192x8192", "32768x1024", "16384x4096-fp32"):
+        problem = implementation.op.workload(workload).problem
+        config = implementation.config(None, problem, HOPPER)
+        binary = compiled(implementation, problem, HOPPER)[0]
+        tile = config["BLOCK_M"] * config["BLOCK_N"] * problem["x"].itemsize
+        assert "LDGSTS" in binary.sass
+        assert binary.shared_bytes >= 4 * tile  # two tiles of `x` and `grad_out`
+        # As many programs as the prior asks for are on a processor at a time.
+        threads = config["num_warps"] * HOPPER.warp_size
+        registers = -(-binary.registers // 8) * 8 * threads
+        assert config["PROGRAMS_PER_SM"] * registers <= 65_536
+        assert config["PROGRAMS_PER_SM"] * binary.shared_bytes <= HOPPER.shared_memory_bytes
 
 
 def test_a_new_token_count_compiles_nothing():
@@ -225,6 +267,10 @@ def test_a_new_token_count_compiles_nothing():
     for op, name, sizes in (
         ("rms_norm", "row", [{"rows": r, "N": 4096} for r in (1, 2, 17, 64)]),
         ("rms_norm", "multi_row", [{"rows": r, "N": 128} for r in (64, 1000, 4097)]),
+        ("rms_norm_backward", "persistent", [{"rows": r, "N": 4096} for r in (1, 16, 17, 4096)]),
+        ("rms_norm_backward", "strips", [{"rows": r, "N": 4096} for r in (64, 1000, 4097)]),
+        ("silu_and_mul", "tiles", [{"rows": r, "N": 14336} for r in (1, 16, 17, 4096)]),
+        ("silu_and_mul_backward", "tiles", [{"rows": r, "N": 768} for r in (16, 1000, 4097)]),
         ("matmul", "tiled", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
         ("matmul", "persistent_tma", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
         ("matmul", "split_k", [{"M": m, "N": 4096, "K": 4096} for m in (17, 32, 31)]),
@@ -234,8 +280,7 @@ def test_a_new_token_count_compiles_nothing():
         problems = [implementation.op.sized(s, "bfloat16") for s in sizes]
         config = implementation.config(None, problems[-1], HOPPER).knobs
         binaries = [compiled(implementation, p, HOPPER, config) for p in problems]
-        for each in zip(*binaries, strict=True):
-            assert len({b.kernel.hash for b in each}) == 1, name
+        assert len({tuple(b.kernel.hash for b in each) for each in binaries}) == 1, name
 
 
 @pytest.mark.parametrize(("label", "stride"), [("a-far-columns", "ak"), ("b-far-rows", "bk")])
@@ -268,6 +313,9 @@ def test_what_32_bit_counts_do_not_reach_is_refused():
     bad = [
         ("rms_norm", "row", {"rows": 2**31, "N": 1}),
         ("rms_norm", "multi_row", {"rows": 2**31, "N": 1}),
+        ("rms_norm_backward", "persistent", {"rows": 2**31, "N": 1}),
+        ("silu_and_mul", "tiles", {"rows": 2**31, "N": 1}),
+        ("silu_and_mul_backward", "tiles", {"rows": 2**31, "N": 1}),
         ("matmul", "tiled", {"M": 2**31 - 1, "N": 1, "K": 1}),
         ("matmul", "gemv", {"M": 1, "N": 1, "K": 2**31 - 1}),
     ]

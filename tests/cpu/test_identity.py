@@ -86,7 +86,11 @@ def test_ours_include_the_spec_and_the_shared_files(monkeypatch):
         ("matmul", "inductor"): {"matmul.py", "compiled.py", "precision.py", "inductor.py"},
         ("matmul", "aten"): {"matmul.py", "precision.py", "aten.py"},
         ("matmul", "tiled"): {"matmul.py", "tiles.py", "tiled.py"},
-        ("rms_norm", "row"): {"rms_norm.py", "rows.py", "row.py"},
+        ("rms_norm", "row"): {"rms_norm.py", "_rows.py", "rows.py", "row.py"},
+        ("silu_and_mul_backward", "tiles"): {
+            *("silu_and_mul_backward.py", "silu_and_mul.py", "_rows.py"),
+            *("activations.py", "row_tiles.py", "rows.py", "tiles.py"),
+        },
     }
     for (op, name), files in expected.items():
         i = registry.implementation(op, name)

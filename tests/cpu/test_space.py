@@ -72,6 +72,9 @@ REPRESENTATIVE = {
     "matmul/gemv": ("llama3-8b-o-m1", 100),
     "matmul": ("square-4096", 1000),
     "rms_norm": ("16384x4096", 100),
+    "rms_norm_backward": ("2048x16384", 100),
+    "silu_and_mul": ("8192x14336", 100),
+    "silu_and_mul_backward": ("8192x14336", 100),
 }
 
 

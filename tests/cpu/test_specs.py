@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from gristmill.core import registry
+from gristmill.core.op import as_tuple, each_bounds
 from gristmill.core.problem import TensorSpec
 from gristmill.errors import InvalidInputError
 from gristmill.testing import Case, judge
 from gristmill.verify import compare, truth
 
-OPS = [registry.load(name) for name in ("matmul", "rms_norm")]
-MATMUL, RMS_NORM = OPS
+NAMES = ("matmul", "rms_norm", "rms_norm_backward", "silu_and_mul", "silu_and_mul_backward")
+OPS = [registry.load(name) for name in NAMES]
+MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD = OPS
 
 
 def ones(*shape, dtype=torch.float32):
@@ -39,6 +41,28 @@ def ones(*shape, dtype=torch.float32):
         (RMS_NORM, (ones(4, 4), None, -1.0), ["`eps`", "-1.0", "0 or more"]),
         (RMS_NORM, (ones(4, 4), None, float("nan")), ["`eps`", "nan", "finite"]),
         (RMS_NORM, (ones(4, 4), None, "small"), ["`eps`", "str", "float"]),
+        (RMS_NORM_BACKWARD, (ones(4, 5), ones(4, 4)), ["`grad_out`", "(4, 5)", "(4, 4)", "shape"]),
+        (
+            RMS_NORM_BACKWARD,
+            (ones(4, 4).half(), ones(4, 4)),
+            ["`grad_out`", "float16", "one dtype"],
+        ),
+        (
+            RMS_NORM_BACKWARD,
+            (ones(1).expand(4, 4), ones(4, 4)),
+            ["`grad_out`", "stride 0", "contig"],
+        ),
+        (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4).t()), ["`x`", "stride 4", "contiguous()"]),
+        (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4), ones(3)), ["`weight`", "(3,)", "(4,)"]),
+        (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4), None, -1.0), ["`eps`", "-1.0", "0 or more"]),
+        (RMS_NORM_BACKWARD, (ones(4), ones(4), None, 0.0, 1), ["`weight_grad`", "int", "bool"]),
+        (SILU, (ones(),), ["`x`", "()", "reshape(1)"]),
+        (SILU, (ones(4, 5),), ["`x`", "5 columns", "even", "`up`"]),
+        (SILU, (ones(4, 6).t(),), ["`x`", "stride 6", "contiguous()"]),
+        (SILU, (ones(4, 4), ones(4, 2)), ["`up`", "(4, 2)", "(4, 4)", "Pass"]),
+        (SILU, (ones(4, 4), ones(4, 4).half()), ["`up`", "float16", "one dtype"]),
+        (SILU_BACKWARD, (ones(4, 4), ones(4, 4)), ["`grad_out`", "(4, 4)", "(4, 2)", "returns"]),
+        (SILU_BACKWARD, (ones(4, 2), ones(4, 4), ones(4, 4)), ["`grad_out`", "(4, 2)", "(4, 4)"]),
     ],
 )
 def test_refusals_say_what_was_given_what_is_allowed_and_what_to_do(op, args, words):
@@ -69,19 +93,31 @@ def test_refusals_say_what_was_given_what_is_allowed_and_what_to_do(op, args, wo
         (RMS_NORM, (ones(0, 4),)),
         (RMS_NORM, (ones(4, 0), ones(0))),
         (RMS_NORM, (ones(4, 4), None, 0)),
+        (RMS_NORM_BACKWARD, (ones(4).expand(3, 4), ones(3, 8)[:, :4], ones(4))),
+        (RMS_NORM_BACKWARD, (ones(2, 3, 4), ones(3, 2, 4).transpose(0, 1), ones(4), 1e-6, False)),
+        (RMS_NORM_BACKWARD, (ones(5), ones(5))),
+        (RMS_NORM_BACKWARD, (ones(0, 4), ones(0, 4), ones(4))),
+        (RMS_NORM_BACKWARD, (ones(4, 0), ones(4, 0), ones(0))),
+        (SILU, (ones(4, 9)[:, :6],)),
+        (SILU, (ones(2, 3, 4).transpose(0, 1), ones(4).expand(3, 2, 4))),
+        (SILU, (ones(6),)),
+        (SILU, (ones(4, 0),)),
+        (SILU, (ones(0, 4), ones(0, 4))),
+        (SILU_BACKWARD, (ones(2).expand(3, 2), ones(3, 4))),
+        (SILU_BACKWARD, (ones(2, 3, 4),) + (ones(3, 2, 4).transpose(0, 1),) * 2),
     ],
 )
 def test_allowed_layouts_are_right_by_every_cpu_implementation(op, args):
     values = op.bind(args)
     references, magnitudes = truth(op, values)
     problem = op.problem(values)
-    (spec,) = op.outputs(problem)
+    specs = op.outputs(problem)
     for implementation in registry.implementations(op.name):
         if implementation.kind == "vendor":
-            out = implementation(*args)
-            assert TensorSpec.of(out).shape == spec.shape
-            assert out.is_contiguous()
-            assert compare((out,), references, magnitudes, op.bounds(problem)).ok
+            outputs = as_tuple(implementation(*args))
+            assert [TensorSpec.of(out).shape for out in outputs] == [spec.shape for spec in specs]
+            assert all(out.is_contiguous() for out in outputs)
+            assert compare(outputs, references, magnitudes, op.bounds(problem)).ok
 
 
 def test_an_empty_sum_is_zero():
@@ -98,9 +134,9 @@ def test_workloads_are_well_formed(op):
         problem = workload.problem
         op.validate(problem.meta())
         assert op.cost(problem).flops > 0
-        assert op.bounds(problem).reason
-        (spec,) = op.outputs(problem)
-        assert spec.is_contiguous
+        specs = op.outputs(problem)
+        assert all(bounds.reason for bounds in each_bounds(op.bounds(problem), len(specs)))
+        assert all(spec.is_contiguous for spec in specs)
         assert [a.name for a in op.axes(problem)] == [a.name for a in op.axes(names_first(op))]
 
 

@@ -10,6 +10,7 @@ from gristmill.core import registry
 from gristmill.core.config import Config
 from gristmill.core.op import Bounds
 from gristmill.core.problem import TensorSpec
+from gristmill.errors import RegistrationError
 from gristmill.verify import compare, guarded_empty, poison, run_guarded, same_bits, truth
 
 HALF = Bounds(rtol=2.0**-11, gamma=0.0, atol=2.0**-24, reason="one rounding")
@@ -69,6 +70,19 @@ def test_gamma_scales_with_the_magnitude():
     magnitude = torch.tensor([1000.0], dtype=torch.float64)
     assert compare((out,), (ref,), (magnitude,), Bounds(0, 1e-3, 0, "")).ok
     assert not compare((out,), (ref,), (magnitude,), Bounds(0, 1e-4, 0, "")).ok
+
+
+def test_each_output_has_the_bounds_that_are_its_own():
+    ref = torch.ones(3, dtype=torch.float64)
+    outputs, references = (ref.half(), (ref * 1.01).half()), (ref, ref)
+    loose = replace(HALF, rtol=0.02)
+    assert compare(outputs, references, references, (HALF, loose)).ok
+    verdict = compare(outputs, references, references, (loose, HALF))
+    assert not verdict.ok
+    assert "output 1" in verdict.reason
+    assert compare(outputs, references, references, loose).ok  # one for both
+    with pytest.raises(RegistrationError, match="`bounds` are 3 and its reference has 2"):
+        compare(outputs, references, references, (HALF,) * 3)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 0), (4, 7), (2, 3, 40), (2, 1, 1, 33)])

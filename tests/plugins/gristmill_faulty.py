@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gristmill.bench import provider
 from gristmill.core.config import Config
 from gristmill.core.launch import Launch
 from gristmill.core.op import Bounds, Cost, Op, Workload
@@ -114,6 +115,11 @@ for function in (
     *(mistyped, mutates, strided, in_place),
 ):
     register(OP, function.__name__, function, kind="vendor")
+
+
+@provider("twice", "peer")
+def peer(x: torch.Tensor) -> torch.Tensor:
+    return x + x
 
 
 @triton.jit

@@ -3,6 +3,7 @@ does not hold the answer already."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from gristmill.bench.results import Row, outside_text
 from gristmill.core.op import Bounds, Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import UnsupportedProblemError
-from gristmill.verify import Verdict, compare, poison, truth
+from gristmill.verify import Verdict, compare, kept, poison, put_back, truth
 
 CHECKS = 2  # each on values of its own: an answer kept from an earlier call shows
 SOILED = 2  # buffers of each output's size: a provider may allocate one more of that size
 REASON_CHARS = 300
+Expected = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]  # references, magnitudes
+CHANGED = "it changed its argument `%s`, which the others read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +64,16 @@ def prepare(
     for turn in range(CHECKS):
         if turn:
             renew(values, op.inputs(problem, generator, op.variants[0]))
+            if TORCH in providers:  # it may have made the forward pass of a backward one
+                providers[TORCH] = make_provider(TORCH, op, problem, values)
         expected = truth(op, values)
         for name, provider in list(providers.items()):
-            try:
-                verdict = _check(provider, outputs, op.device(values), expected, bounds)
-            except Exception as error:
-                rows.append(_raised(name, provider.role, error))
+            found = _judged(provider, op, outputs, values, expected, bounds)
+            if isinstance(found, Row):
+                rows.append(found)
                 del providers[name]
-                continue
-            if not verdict.ok and name != TORCH:
-                rows.append(_wrong(provider, verdict))
-                del providers[name]
-            elif name not in worst or verdict.error > worst[name].error:
-                worst[name] = verdict
+            elif name not in worst or found.error > worst[name].error:
+                worst[name] = found
         del expected  # some times the outputs' size, in float64: one set at a time
     return rows, [_checked(provider, worst[name]) for name, provider in providers.items()]
 
@@ -92,12 +92,37 @@ def soil(specs: Sequence[TensorSpec], device: torch.device) -> None:
     del held
 
 
+def _judged(
+    provider: Provider,
+    op: Op,
+    outputs: Sequence[TensorSpec],
+    values: tuple[Any, ...],
+    expected: Expected,
+    bounds: Bounds | tuple[Bounds, ...],
+) -> Verdict | Row:
+    """The provider's verdict, or the row of one that raises, is wrong or changes its arguments
+    (which are put back, for whoever comes next)."""
+    before = kept(values)
+    try:
+        verdict = _check(provider, outputs, op.device(values), expected, bounds)
+        changed = put_back(op.names, values, before)
+    except Exception as error:
+        with contextlib.suppress(RuntimeError):  # a lost device context
+            put_back(op.names, values, before)
+        return _raised(provider.name, provider.role, error)
+    if changed:
+        return _wrong(provider, Verdict(False, verdict.error, CHANGED % changed[0]))
+    if not verdict.ok and provider.name != TORCH:
+        return _wrong(provider, verdict)
+    return verdict
+
+
 def _check(
     provider: Provider,
     outputs: Sequence[TensorSpec],
     device: torch.device,
-    expected: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]],
-    bounds: Bounds,
+    expected: Expected,
+    bounds: Bounds | tuple[Bounds, ...],
 ) -> Verdict:
     """The worse verdict of the provider's call and of the one that it captures in graphs."""
     worst = Verdict(True, 0.0)

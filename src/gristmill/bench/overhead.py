@@ -11,22 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gristmill import settings
+from gristmill.bench.plain import plain_call
+from gristmill.cache.store import store
 from gristmill.compile.executor import EXECUTOR
-from gristmill.core.launch import TensorMap
+from gristmill.core.implementation import Implementation
+from gristmill.core.launch import Launch, TensorMap
+from gristmill.core.plan import Candidate, Plan
+from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.core.target import device_target
 from gristmill.measure.statistics import median, paired_ratio
 from gristmill.measure.timing import no_garbage_collection, timer
-from gristmill.ops._dispatch import forget
+from gristmill.ops._dispatch import dispatcher, forget
 from gristmill.ops.get_op import get_op
-from gristmill.ops.rms_norm import rms_norm
 
 CALLS = 512  # between two synchronisations: fewer than the driver's queue holds
 ROUNDS = 40
 FLOOR = "F"
-OP = "rms_norm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,8 @@ class HostTimes:
     the floor.
 
     Attributes:
-        times_us: by name: `F` (`empty_like` and `CompiledKernel.run`, where there is a kernel),
-            `bound`, `direct`, `torch` (`torch.rms_norm`).
+        times_us: by name: `F` (`empty` and `CompiledKernel.run`, where there is a kernel), `bound`,
+            `direct`, `registered` (`torch.ops.gristmill.<op>`), `torch` (the plain call).
         ratios: to `F`, each with its 95% interval: `{"bound": (1.2, 1.19, 1.21)}`; empty where
             there is no `F`.
         kernel: the candidate that was called.
@@ -53,34 +57,49 @@ class HostTimes:
 
 
 def host_times(
-    device: torch.device, rows: int = 16, width: int = 4096, rounds: int = ROUNDS
+    problem: Problem, name: str, device: torch.device, rounds: int = ROUNDS
 ) -> HostTimes:
-    """Host time of rms_norm on `(rows, width)` bfloat16, as bound operator and as direct call, with
-    no gradient.
+    """Host time of an op on this problem, as bound operator and as direct call, with no gradient.
 
-    Untuned, in a store of its own: both run the prior's kernel, which is also what the floor
-        launches.
+    The plan is this implementation with its prior, in a store of its own: the floor launches the
+    same kernel.
     """
-    x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
-    weight = torch.randn(width, device=device, dtype=torch.bfloat16)
-    values = (x, weight, 1e-6)
+    impl = implementation(problem.op, name)
+    target = device_target(device)
+    values = impl.op.inputs(problem, torch.Generator(device).manual_seed(0), "normal")
+    candidate = Candidate(name, impl.config(None, problem, target))
+    bucket = impl.op.bucket(problem)
     with tempfile.TemporaryDirectory() as folder, settings.override(cache_dir=Path(folder)):
-        forget(OP)
+        forget(problem.op)
+        plan = Plan(
+            op=problem.op,
+            candidate=candidate,
+            bucket=bucket.key,
+            target=target.key,
+            objective="eager",
+            origin="tuned",
+            source_hash=impl.source_hash,
+        )
+        store().save_plan(plan, bucket.family(impl.op.axes(problem)), dict(bucket.axes))
         try:
-            return _host_times(values, device, rounds)
+            return _host_times(impl, values, device, rounds)
         finally:
-            forget(OP)
+            forget(problem.op)
 
 
-def _host_times(values: tuple[Any, ...], device: torch.device, rounds: int) -> HostTimes:
-    x, weight, eps = values
-    bound = get_op(OP, values, tune="never")
-    floor, reason = floor_call(bound.plan.candidate.implementation, values)
+def _host_times(
+    impl: Implementation, values: tuple[Any, ...], device: torch.device, rounds: int
+) -> HostTimes:
+    op = impl.op
+    bound, direct = get_op(op.name, values, tune="never"), dispatcher(op.name)
+    floor, reason = floor_call(impl, values)
+    functions = {"bound": bound, "direct": direct.direct, "registered": direct.overload}
     calls: dict[str, Callable[[], Any]] = {} if floor is None else {FLOOR: floor}
-    calls["bound"] = lambda: bound(x, weight, eps)
-    calls["direct"] = lambda: rms_norm(x, weight, eps)
-    calls["torch"] = lambda: torch.rms_norm(x, weight.shape, weight, eps)
-    samples = _batches(calls, device, CALLS if device.type == "cuda" else 16, rounds)
+    for name, function in functions.items():
+        calls[name] = _calling(function, values)
+    _, calls["torch"] = plain_call(op, values)
+    with torch.no_grad():
+        samples = _batches(calls, device, CALLS if device.type == "cuda" else 16, rounds)
     ratios = {}
     if floor is not None:
         for name in calls:
@@ -92,38 +111,53 @@ def _host_times(values: tuple[Any, ...], device: torch.device, rounds: int) -> H
     return HostTimes(problem, str(bound.plan.candidate), CALLS, rounds, times_us, ratios, reason)
 
 
-def floor_call(name: str, values: tuple[Any, ...]) -> tuple[Callable[[], Any] | None, str]:
-    """`empty_like`, then the compiled kernel's own `run` with tensors and no hooks; or `None` and
-    why not."""
-    impl = implementation(OP, name)
-    x = values[0]
-    if impl.launcher is None or not x.is_cuda:
-        return None, f"not available: {impl.id} launches no Triton kernel on {x.device}"
-    config = impl.config(None, impl.op.problem(values), device_target(x.device))
+def _calling(function: Callable[..., Any], values: tuple[Any, ...]) -> Callable[[], Any]:
+    """A call with the arguments written out, as in a user's code: `f(*values)` packs them."""
+    names = [f"value_{i}" for i in range(len(values))]
+    scope = {"function": function, **dict(zip(names, values, strict=True))}
+    exec(f"def call(): return function({', '.join(names)})", scope)
+    return scope["call"]
+
+
+def floor_call(
+    impl: Implementation, values: tuple[Any, ...]
+) -> tuple[Callable[[], Any] | None, str]:
+    """Allocate the output, then the compiled kernel's own `run` with tensors (and descriptors made
+    before) and no hooks; or `None` and why not."""
+    problem, device = impl.op.problem(values), impl.op.device(values)
+    if impl.launcher is None or device.type != "cuda":
+        return None, f"not available: {impl.id} launches no Triton kernel on {device}"
+    config = impl.config(None, problem, device_target(device))
     outputs, workspace = impl.allocate(values, config)
     launches = impl.launches(values, outputs, workspace, config)
-    if len(launches) != 1 or any(isinstance(a, TensorMap) for a in launches[0].args):
+    if len(launches) != 1 or len(outputs) != 1 or workspace:
         return None, f"not available: {impl.id} is not one plain launch"
-    launch = launches[0]
+    launch, out = launches[0], outputs[0]
     kernel = EXECUTOR.loaded(launch)
+    head = (*(*launch.grid, 1, 1)[:3], torch.cuda.current_stream(device).cuda_stream)
+    head += (kernel.function, kernel.packed_metadata, None, None, None)
+    like = next((v for v in values if isinstance(v, torch.Tensor) and v.shape == out.shape), None)
+    first = next(v for v in values if isinstance(v, torch.Tensor))
+    scope: dict[str, Any] = {f"a{i}": a for i, a in enumerate((*head, *_arguments(launch)))}
+    # An output that is behind a descriptor is not the one that is allocated: the launch writes it.
+    names = ["made" if scope[name] is out else name for name in scope]
+    make = "empty_like(like)" if like is not None else "new_empty(shape)"
+    scope.update(run=kernel.run, like=like, empty_like=torch.empty_like)
+    scope.update(shape=out.shape, new_empty=first.new_empty)
+    exec(f"def floor():\n made = {make}\n run({', '.join(names)})\n return made", scope)
+    return scope["floor"], ""
+
+
+def _arguments(launch: Launch) -> list[Any]:
+    """A launch's arguments as Triton's launcher takes them."""
     names = launch.kernel.arg_names[len(launch.args) :]
-    args = [*launch.args, *(launch.constexprs.get(n) for n in names)]
-    slot = next(i for i, a in enumerate(args) if a is outputs[0])
-    before, after = args[:slot], args[slot + 1 :]
-    grid_x, grid_y, grid_z = (*launch.grid, 1, 1)[:3]
-    run: Any = kernel.run
-    function, packed = kernel.function, kernel.packed_metadata
-    stream = torch.cuda.current_stream(x.device).cuda_stream
-    empty_like = torch.empty_like
-
-    def floor() -> torch.Tensor:
-        out = empty_like(x)
-        run(
-            grid_x, grid_y, grid_z, stream, function, packed, None, None, None, *before, out, *after
-        )
-        return out
-
-    return floor, ""
+    given = [
+        TensorDescriptor(a.tensor, list(a.shape), list(a.strides), list(a.block))
+        if isinstance(a, TensorMap)
+        else a
+        for a in launch.args
+    ]
+    return [*given, *(launch.constexprs.get(n) for n in names)]
 
 
 def _batches(

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
-from gristmill.bench.roofline import copy_call
+from gristmill.bench.plain import plain_call
+from gristmill.bench.registration import RESERVED, Registered, registered
 from gristmill.cache.store import store
 from gristmill.compile.bound import bind
 from gristmill.core.implementation import Implementation
@@ -18,28 +17,11 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, UnsupportedProblemError, did_you_mean
+from gristmill.measure.ceilings import copy_call
 from gristmill.ops.get_op import get_op
 
-GRISTMILL = "gristmill"
-COPY = "copy"
-TORCH = "torch"
+GRISTMILL, COPY, TORCH = RESERVED
 Role = Literal["selected", "own", "other", "ceiling"]
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
-
-
-def _matmul(a: torch.Tensor, b: torch.Tensor, tf32: bool) -> torch.Tensor:
-    del tf32  # a setting of the process here
-    return torch.matmul(a, b)
-
-
-# The line that stands in a user's code today, by op; of an op that is not here, its reference.
-PLAIN: dict[str, tuple[str, Callable[..., Any]]] = {
-    "matmul": ("torch.matmul", _matmul),
-    "rms_norm": ("torch.nn.functional.rms_norm", _rms_norm),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +44,20 @@ class Provider:
 
 
 def default_names(op: Op) -> tuple[str, ...]:
-    """The selected plan, the copy, and what a user has without us."""
-    return (
-        GRISTMILL,
-        COPY,
-        TORCH,
-        *(i.name for i in implementations(op.name) if i.kind != "triton"),
-    )
+    """The selected plan, the copy, and what a user has without us, registered providers
+    included."""
+    theirs = (i.name for i in implementations(op.name) if i.kind != "triton")
+    return (*RESERVED, *theirs, *registered(op.name))
+
+
+def known_names(op: Op) -> tuple[str, ...]:
+    """Every provider of an op."""
+    return (*RESERVED, *(i.name for i in implementations(op.name)), *registered(op.name))
 
 
 def check_names(op: Op, names: Sequence[str]) -> None:
     """Raise `InvalidInputError` for a provider that the op does not have."""
-    known = [GRISTMILL, COPY, TORCH, *(i.name for i in implementations(op.name))]
+    known = known_names(op)
     for name in names:
         if name not in known:
             raise InvalidInputError(
@@ -95,15 +79,11 @@ def make_provider(name: str, op: Op, problem: Problem, values: tuple[Any, ...]) 
     if name == GRISTMILL:
         return _selected(op, values)
     if name == TORCH:
-        what, plain = plain_call(op)
-        return Provider(name, "other", what, call := lambda: plain(*values), call)
+        what, call = plain_call(op, values)
+        return Provider(name, "other", what, call, call)
+    if (custom := registered(op.name).get(name)) is not None:
+        return _registered(custom, problem, values)
     return _by_name(implementation(op.name, name), problem, values, device_target(device))
-
-
-def plain_call(op: Op) -> tuple[str, Callable[..., Any]]:
-    """What a user calls without us, under the settings of their process, and its name: fast ways
-    that leave the op's bounds (TF32, reduced-precision sums) included."""
-    return PLAIN.get(op.name, ("the op's reference", op.reference))
 
 
 def _selected(op: Op, values: tuple[Any, ...]) -> Provider:
@@ -117,6 +97,17 @@ def _selected(op: Op, values: tuple[Any, ...]) -> Provider:
     if graph.plan.candidate != plan.candidate:
         what += f"; in graphs {graph.plan.candidate}"
     return Provider(GRISTMILL, "selected", what, lambda: bound(*values), lambda: graph(*values))
+
+
+def _registered(custom: Registered, problem: Problem, values: tuple[Any, ...]) -> Provider:
+    reason = custom.supports(problem)
+    if reason is not None:
+        raise UnsupportedProblemError(
+            f"the provider {custom.name!r} cannot run {problem}: {reason}."
+        )
+    run = custom.call(problem)
+    what = f"{custom.function.__module__}.{getattr(custom.function, '__qualname__', custom.name)}"
+    return Provider(custom.name, "other", what, call := lambda: run(*values), call)
 
 
 def _by_name(

@@ -31,7 +31,7 @@ LEGEND = (  # the console wraps it
 )
 
 
-def print_report(out: Console, report: Report) -> None:
+def print_report(out: Console, report: Report, legend: bool = True) -> None:
     """Every workload with its providers, the ceilings, and what was skipped."""
     out.print(
         f"[bold]{report.op}[/] on {escape(report.stamp.device)}: {ceilings_text(report)}",
@@ -42,7 +42,7 @@ def print_report(out: Console, report: Report) -> None:
         _print_result(out, result, report.matrix)
     if report.skipped:
         out.print(f"\nskipped, out of time: {', '.join(map(escape, report.skipped))}")
-    out.print(LEGEND, style="dim")
+    out.print(LEGEND if legend else "", style="dim")
 
 
 def ceilings_text(report: Report) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gristmill.bench.stamp import Stamp
 from gristmill.core.plan import Objective
+from gristmill.errors import InvalidInputError
 
 RowStatus = Literal["ok", "outside", "wrong", "failed", "unsupported"]
 
@@ -46,6 +47,8 @@ class Row:
         device_us: median device time, L2 flushed by reading. host_us: host time to issue a call;
             `None` on a CPU, where the call is its own device.
         eager_us: the longer of the two. graph_us: median inside a replayed CUDA graph.
+        eager_interval_us, graph_interval_us: their 95% bootstrap intervals; `None` in reports older
+            than these.
         bytes_per_s, flops_per_s: the problem's least bytes, and its operations, over `device_us`.
         roofline_share: the roofline's time over `device_us`.
         speedup: `eager_us` of the fastest provider that a user has without us, within the bounds,
@@ -66,6 +69,16 @@ class Row:
     flops_per_s: float | None = None
     roofline_share: float | None = None
     speedup: float | None = None
+    eager_interval_us: tuple[float, float] | None = None
+    graph_interval_us: tuple[float, float] | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        pairs = {
+            name: None if data.get(name) is None else tuple(data[name])
+            for name in ("eager_interval_us", "graph_interval_us")
+        }
+        return cls(**{**data, **pairs})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,20 +151,26 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the report, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        partial.replace(path)
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Report:
-        """Read what `save` wrote."""
-        data = json.loads(path.read_text())
+        """Read what `save` wrote.
+
+        Raises:
+            InvalidInputError: it is no report of one op.
+        """
+        (report,) = load_reports(path, only_one=True)
+        return report
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """The report of which `to_json` made this."""
         results = tuple(
             Result(
                 **{
                     **r,
-                    "rows": tuple(Row(**row) for row in r["rows"]),
+                    "rows": tuple(Row.from_json(row) for row in r["rows"]),
                     "versus": tuple(Versus(**v) for v in r["versus"]),
                 }
             )
@@ -165,3 +184,67 @@ class Report:
                 "skipped": tuple(data["skipped"]),
             }
         )
+
+
+def reports_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """One document: of one op its report, of several `{"reports": [...]}`."""
+    if len(reports) == 1:
+        return reports[0].to_json()
+    return {"reports": [report.to_json() for report in reports]}
+
+
+def save_reports(path: Path, reports: Sequence[Report]) -> None:
+    """Write reports into one file, whole or not at all."""
+    write_json(path, reports_json(reports))
+
+
+def load_reports(path: Path, only_one: bool = False) -> tuple[Report, ...]:
+    """Read what `Report.save` or `save_reports` wrote.
+
+    Raises:
+        InvalidInputError: the file cannot be read or holds something else, or with `only_one`
+            several reports.
+    """
+    data = read_json(path)
+    several = data.get("reports", [data])
+    try:
+        reports = tuple(Report.from_json(one) for one in several)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{path} is no benchmark report of this version ({type(error).__name__}: {error}); "
+            "reports are what `gristmill bench --out FILE` writes. Name one, or measure again."
+        ) from error
+    if only_one and len(reports) != 1:
+        raise InvalidInputError(
+            f"{path} has {len(reports)} reports; one is needed here. Use `load_reports`."
+        )
+    return reports
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON document, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InvalidInputError: there is no such file, or no JSON object in it.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"'{path}' cannot be read as JSON: {error}. Name a file that `gristmill bench --out` "
+            "or `gristmill tune --out` wrote."
+        ) from error
+    if not isinstance(data, dict):
+        raise InvalidInputError(
+            f"'{path}' holds a JSON {type(data).__name__}; a report is an object. Name a file that "
+            "`gristmill bench --out` or `gristmill tune --out` wrote."
+        )
+    return data

@@ -1,60 +1,10 @@
-"""Ceilings measured in the same run, and the least time that a problem can take under them."""
+"""The least time that a problem can take under the ceilings measured in the same run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import torch
+from dataclasses import dataclass
 
 from gristmill.core.op import Cost
-from gristmill.measure.statistics import median
-from gristmill.measure.timing import timer
-
-COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}  # read and written by the large copy_
-MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
-REPEATS = 15
-
-
-@dataclass
-class Ceilings:
-    """What the device reaches here and now: a large `copy_`, and a large torch matmul of each
-    dtype.
-
-    Attributes:
-        copy_bytes_per_s: bytes read and written by a large `copy_`, per second.
-        flops_per_s: of a large square `torch.mm`, by dtype name; measured when first asked for.
-    """
-
-    device: torch.device
-    copy_bytes_per_s: float = 0.0
-    flops_per_s: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.copy_bytes_per_s:
-            size_bytes = COPY_BYTES[self.device.type]
-            time_us = self._time_us(copy_call(size_bytes, self.device))
-            self.copy_bytes_per_s = size_bytes / time_us * 1e6
-
-    def matrix(self, dtype: torch.dtype) -> float:
-        """Floating-point operations per second of a large matmul in this dtype."""
-        name = str(dtype).removeprefix("torch.")
-        if name not in self.flops_per_s:
-            n = MATRIX_SIZE[self.device.type]
-            a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
-            self.flops_per_s[name] = 2 * n**3 / self._time_us(lambda: torch.mm(a, b)) * 1e6
-        return self.flops_per_s[name]
-
-    def _time_us(self, call: Callable[[], Any]) -> float:
-        clock = timer(self.device)
-        call()
-        clock.device_us([call], 3)
-        return median(clock.device_us([call], REPEATS)[0])
-
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        return {**data, "device": str(self.device)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +24,3 @@ def roofline(cost: Cost, copy_us: float, flops_per_s: float | None) -> Roofline:
     """
     compute_us = cost.flops / flops_per_s * 1e6 if flops_per_s else 0.0
     return Roofline(compute_us, "compute") if compute_us > copy_us else Roofline(copy_us, "memory")
-
-
-def copy_call(size_bytes: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    """A `copy_` that reads half of `size_bytes` and writes the other half."""
-    source = torch.randn(max(1, size_bytes // 8), device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)

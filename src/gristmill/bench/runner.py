@@ -12,10 +12,11 @@ import torch
 from gristmill.bench.checking import Checked, finite, prepare, reason_of
 from gristmill.bench.providers import COPY, Provider
 from gristmill.bench.results import Result, Row, Versus
-from gristmill.bench.roofline import Ceilings, Roofline, copy_call, roofline
+from gristmill.bench.roofline import Roofline, roofline
 from gristmill.core.op import Op, Workload
 from gristmill.core.plan import Objective
-from gristmill.measure.statistics import median, never_slower, paired_ratio
+from gristmill.measure.ceilings import Ceilings, copy_call
+from gristmill.measure.statistics import median, median_interval, never_slower, paired_ratio
 from gristmill.measure.timing import timer
 
 MIN_PAIRS = 50  # below this there is no verdict
@@ -152,6 +153,8 @@ def _row(base: Result, checked: Checked, samples: Samples, roof: Roofline) -> Ro
         bytes_per_s=base.size_bytes / device_us * 1e6,
         flops_per_s=base.flops / device_us * 1e6 if computes else None,
         roofline_share=roof.time_us / device_us if computes else None,
+        eager_interval_us=median_interval(samples.eager),
+        graph_interval_us=median_interval(samples.graph) if samples.graph else None,
     )
 
 

@@ -1,9 +1,9 @@
-"""The benchmark tables of a Markdown file, regenerated from committed results: `python -m
-gristmill.bench.tables README.md`.
+"""The benchmark tables of a Markdown file, regenerated from committed results: `gristmill tables
+README.md`, or `python -m gristmill.bench.tables README.md`.
 
 Replaces what stands between `<!-- benchmarks:begin -->` and `<!-- benchmarks:end -->` by one table
-per op and device in `benchmarks/results/<device>/<op>*.json`. With `--check`, changes nothing and
-fails where the file is not up to date.
+per op and device of the reports in `benchmarks/results/<device>/*.json`. With `--check`, changes
+nothing and fails where the file is not up to date.
 """
 
 from __future__ import annotations
@@ -12,24 +12,32 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gristmill.bench.report import ceilings_text, rate_text
-from gristmill.bench.results import Report, Result, Row, outside_text
+from gristmill.bench.results import (
+    Report,
+    Result,
+    Row,
+    load_reports,
+    outside_text,
+)
+from gristmill.errors import GristmillError, InvalidInputError
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 NOTHING = "Not measured yet: no results are committed under `benchmarks/results`."
 OVERHEAD = "overhead.json"
-OPS = ("rms_norm", "matmul")
+RESULTS = Path("benchmarks/results")
 
 
 def tables(results: Path) -> str:
     """The Markdown of every device's results under this folder."""
     parts: list[str] = []
     for folder in sorted(p for p in results.glob("*") if p.is_dir()):
-        paths = [path for op in OPS for path in sorted(folder.glob(f"{op}*.json"))]
-        parts += [report_markdown(Report.load(path)) for path in paths]
+        paths = [path for path in sorted(folder.glob("*.json")) if _has_reports(path)]
+        parts += [report_markdown(one) for path in paths for one in load_reports(path)]
         if (folder / OVERHEAD).exists():
             parts.append(overhead_markdown(folder / OVERHEAD))
     return "\n\n".join(parts) or NOTHING
@@ -125,26 +133,38 @@ def _time(row: Row | None) -> str:
 
 def _summary(report: Report) -> str:
     """On how many of all workloads the plan is never slower, with what failed among the rest."""
-    plans = [_plan(result) for result in report.results]
-    never = sum(
-        plan is not None and bool(r.versus) and all(v.never_slower for v in r.versus)
-        for plan, r in zip(plans, report.results, strict=True)
-    )
-    text = f"Never slower on {never} of {len(plans)} workloads"
-    failed = sum(plan is None for plan in plans)
+    total, failed = len(report.results), sum(plan_row(r) is None for r in report.results)
+    text = f"Never slower on {never_slower_count(report)} of {total} workloads"
     if failed:
         text += f", {failed} failed"
-    speedups = [plan.speedup for plan in plans if plan is not None and plan.speedup]
-    if speedups:
-        mean = math.exp(sum(map(math.log, speedups)) / len(speedups))
+    mean, count = speedup_mean(report)
+    if mean is not None:
         text += (
             f"; the plan's speed-up over the fastest other provider: {mean:.2f}x, geometric mean"
         )
-        text += f" of {len(speedups)}" if len(speedups) < len(plans) else ""
+        text += f" of {count}" if count < total else ""
     return text + "."
 
 
-def _plan(result: Result) -> Row | None:
+def never_slower_count(report: Report) -> int:
+    """On how many workloads the plan is never slower than any other provider."""
+    return sum(
+        plan_row(r) is not None and bool(r.versus) and all(v.never_slower for v in r.versus)
+        for r in report.results
+    )
+
+
+def speedup_mean(report: Report) -> tuple[float | None, int]:
+    """The geometric mean of the plan's speed-up over the fastest other provider, and of how many
+    workloads it is."""
+    plans = [plan_row(result) for result in report.results]
+    speedups = [plan.speedup for plan in plans if plan is not None and plan.speedup]
+    if not speedups:
+        return None, 0
+    return math.exp(sum(map(math.log, speedups)) / len(speedups)), len(speedups)
+
+
+def plan_row(result: Result) -> Row | None:
     """The selected plan's row; `None` where it was not measured or is wrong."""
     if result.reason:
         return None
@@ -154,18 +174,15 @@ def _plan(result: Result) -> Row | None:
 def overhead_markdown(path: Path) -> str:
     """Host time of a call against the floor, and what a new process pays."""
     data = json.loads(path.read_text())
-    times = data["host_times"]
-    lines = [f"**Host time of a call**, {data['stamp']['device']}: {times['problem']}", ""]
-    lines += ["| call | us | over F |", "|---|---:|---:|"]
-    for name, us in times["times_us"].items():
-        ratio = times["ratios"].get(name)
-        lines.append(f"| {name} | {us:.2f} | {f'{ratio[0]:.2f}x' if ratio else ''} |")
-    lines += [
-        "",
-        "F is `empty_like` and `CompiledKernel.run` of the same kernel."
-        if times["ratios"]
-        else times["reason"],
-    ]
+    calls = list(dict.fromkeys(name for times in data["host_times"] for name in times["times_us"]))
+    lines = [f"**Host time of a call**, {data['stamp']['device']}: us, and over F", ""]
+    lines += [f"| problem | kernel | {' | '.join(calls)} |", f"|---|---|{'---:|' * len(calls)}"]
+    for times in data["host_times"]:
+        cells = [_host_cell(times, name) for name in calls]
+        kernel = times["kernel"].split()[0]
+        lines.append(f"| {times['problem']} | {kernel} | {' | '.join(cells)} |")
+    lines += ["", "F allocates the output and calls `CompiledKernel.run` of the same kernel."]
+    lines += [f"{t['problem']}: F is {t['reason']}." for t in data["host_times"] if t["reason"]]
     lines += ["", f"`import gristmill` adds {data['import_ms']:.1f} ms to `import torch`."]
     for got in data["get_op"]:
         lines.append(
@@ -176,34 +193,69 @@ def overhead_markdown(path: Path) -> str:
     return "\n".join(lines)
 
 
+def _host_cell(times: Mapping[str, Any], name: str) -> str:
+    us, ratio = times["times_us"].get(name), times["ratios"].get(name)
+    if us is None:
+        return ""
+    return f"{us:.2f} ({ratio[0]:.2f}x)" if ratio else f"{us:.2f}"
+
+
+def _has_reports(path: Path) -> bool:
+    """Whether this is of `bench` (beside it lie the overhead, and what test runs wrote)."""
+    data = json.loads(path.read_text())
+    return isinstance(data, dict) and not {"results", "reports"}.isdisjoint(data)
+
+
 def replaced(text: str, content: str) -> str:
-    """`text` with `content` between the markers."""
+    """`text` with `content` between the markers.
+
+    Raises:
+        InvalidInputError: it has no such markers.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(
-            f"the file has no {BEGIN} ... {END}; add the two lines where the tables go"
+        raise InvalidInputError(
+            f"the file has no {BEGIN} ... {END}; the tables go between them. Add the two lines."
         )
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def update(file: Path, results: Path, check: bool = False) -> bool:
+    """Rewrite the tables of a file; whether they were not up to date. With `check`, it stays as it
+    is.
+
+    Raises:
+        InvalidInputError: there is no such file, it has no markers, or a result does not load.
+    """
+    if not file.is_file():
+        raise InvalidInputError(
+            f"'{file}' is no file; the tables go into a Markdown file with {BEGIN} and {END}. Name "
+            "one."
+        )
+    old = file.read_text()
+    new = replaced(old, tables(results))
+    if new != old and not check:
+        file.write_text(new)
+    return new != old
 
 
 def main() -> int:
     """Rewrite the tables of the file that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, nargs="?", default=Path("README.md"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; fail where the file is not up to date"
     )
     arguments = parser.parse_args()
-    old = arguments.file.read_text()
-    new = replaced(old, tables(arguments.results))
-    if arguments.check:
-        if new != old:
-            command = f"python -m gristmill.bench.tables {arguments.file}"
-            raise SystemExit(f"{arguments.file} is not up to date: run `{command}`")
-        return 0
-    arguments.file.write_text(new)
+    try:
+        changed = update(arguments.file, arguments.results, arguments.check)
+    except GristmillError as error:
+        raise SystemExit(str(error)) from error
+    if changed and arguments.check:
+        command = f"gristmill tables {arguments.file}"
+        raise SystemExit(f"{arguments.file} is not up to date: run `{command}`")
     return 0
 
 

@@ -24,9 +24,9 @@ from gristmill.errors import (
     UnsupportedProblemError,
 )
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, REGRESSED, INTERRUPTED = 1, 2, 3, 130
 INPUT_ERRORS = (InvalidInputError, InvalidConfigError, UnknownOpError, UnsupportedProblemError)
-COMMANDS = ("list", "explain", "tune", "bench", "cache", "doctor")
+COMMANDS = ("list", "explain", "tune", "bench", "report", "tables", "cache", "doctor")
 
 
 class LazyCommand(TyperCommand):
@@ -79,7 +79,7 @@ app = typer.Typer(
     help="Triton operators for PyTorch: the fastest correct implementation, chosen by measurement "
     "and remembered.",
     epilog="Exit codes: 0 done; 1 a check, a benchmark or tuning failed; 2 wrong usage or input; "
-    "130 interrupted.",
+    "3 slower than the baseline; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -16,7 +16,7 @@ from rich.table import Table
 from gristmill.cache.store import StoreSummary, store
 from gristmill.cli.options import Json
 from gristmill.cli.output import console, print_json, table
-from gristmill.core.plan import Plan
+from gristmill.core.plan import KERNEL, Plan
 from gristmill.core.registry import implementations, load, op_names
 from gristmill.errors import InvalidInputError
 
@@ -77,15 +77,20 @@ def prune(
             "`gristmill cache prune` was told nothing to remove; it takes --op, --older-than, "
             "--stale, --all. Add one."
         )
-    sources = (
-        {i.source_hash for name in op_names() for i in _implementations(name)} if stale else None
-    )
+    sources = _current_sources() if stale else None
     age_s = None if older_than is None else older_than * SECONDS_PER_DAY
     removed = store().prune(older_than_s=age_s, op=op, keep_sources=sources, everything=everything)
     if as_json:
         print_json({"removed": removed, "path": str(store().summary().path)})
     else:
         console().print(f"removed {removed:,} rows")
+
+
+def _current_sources() -> set[str]:
+    """The source hashes of every implementation, and of users' kernels, which only their own
+    programs know (`gristmill.autotune`)."""
+    ours = {i.source_hash for name in op_names() for i in _implementations(name)}
+    return ours | {p.source_hash for p in store().plans() if p.op.startswith(KERNEL)}
 
 
 def _implementations(op: str) -> tuple[Any, ...]:

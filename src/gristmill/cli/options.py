@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,3 +53,9 @@ ObjectiveName = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the inputs and of random search.")]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", help="Write a report with plots, one self-contained HTML file (extra `bench`)."
+    ),
+]

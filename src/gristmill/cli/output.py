@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from gristmill.errors import InvalidInputError
 
 WIDTH = 120  # of text that goes to no terminal, where COLUMNS does not say
 
@@ -28,6 +32,29 @@ def error_console() -> Console:
 def print_json(data: Any) -> None:
     """One JSON document on stdout (an infinite or undefined number is null: JSON has neither)."""
     print(json.dumps(_finite(data), indent=2, default=str))
+
+
+def check_out(option: str, path: Path | None) -> None:
+    """Before anything is measured: whether a file can be written there.
+
+    Raises:
+        InvalidInputError: it cannot; the message says why.
+    """
+    if path is None:
+        return
+    folder = path.parent
+    if not folder.is_dir():
+        fault = f"{folder} is no folder"
+    elif path.is_dir():
+        fault = "it is a folder"
+    elif not os.access(folder, os.W_OK):
+        fault = f"{folder} cannot be written to"
+    else:
+        return
+    raise InvalidInputError(
+        f"`{option}` is '{path}'; the report cannot be written there: {fault}. Name a file in a "
+        "folder that exists and can be written to."
+    )
 
 
 def table(

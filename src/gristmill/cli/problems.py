@@ -16,6 +16,7 @@ from gristmill.core.plan import OBJECTIVES, Objective
 from gristmill.core.problem import Problem, TensorSpec, contiguous_strides
 from gristmill.errors import InvalidInputError, did_you_mean
 
+Selection = list[tuple[Op, list[Workload]]]  # workloads by op
 MAX_ELEMENTS = 1 << 60
 NOTATION = (
     "after a shape: c, unit stride in the dimension before the last, as of w.t(); s, in neither of "
@@ -101,6 +102,43 @@ def requested(
         return []
     problem = problem_of(op, shapes or (), scalars or (), dtype)
     return [Workload(str(problem), problem)]
+
+
+def requested_of(
+    ops: Sequence[Op],
+    workloads: Sequence[str] | None,
+    shapes: Sequence[str] | None,
+    scalars: Sequence[str] | None,
+    dtype: str,
+) -> Selection:
+    """The problems that a command was asked for, op by op; every workload where it named none.
+
+    Raises:
+        InvalidInputError: as for `requested`; shapes or scalars with several ops.
+    """
+    if len(ops) == 1:
+        (op,) = ops
+        return [(op, requested(op, workloads, shapes, scalars, dtype) or list(op.workloads))]
+    if shapes or scalars:
+        raise InvalidInputError(
+            f"`--shape` or `--scalar` is given with {len(ops)} ops; they name a problem of one. "
+            "Name one op, or workloads."
+        )
+    if not workloads:
+        return [(op, list(op.workloads)) for op in ops]
+    names = sorted({w.name for op in ops for w in op.workloads})
+    unknown = [pattern for pattern in workloads if not fnmatch.filter(names, pattern)]
+    if unknown:
+        raise InvalidInputError(
+            f"`--workload` is {unknown[0]!r}; {', '.join(op.name for op in ops)} have "
+            f"{', '.join(names)}. Choose one, or a pattern of them."
+            f"{did_you_mean(unknown[0], names)}"
+        )
+    chosen = [
+        (op, [w for w in op.workloads if any(fnmatch.fnmatch(w.name, p) for p in workloads)])
+        for op in ops
+    ]
+    return [(op, found) for op, found in chosen if found]
 
 
 def problem_of(op: Op, shapes: Sequence[str], scalars: Sequence[str], dtype: str) -> Problem:

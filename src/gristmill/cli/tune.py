@@ -5,21 +5,29 @@ code is 130.
 
     gristmill tune rms_norm --workload llama3-8b-m512 --budget 30
     gristmill tune matmul --shape a=512x4096 --shape b=4096x6144:t --trials 100
+    gristmill tune rms_norm -w llama3-8b-m512 --out tuning.json --html tuning.html
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.markup import escape
 
 from gristmill import settings
+from gristmill.bench.pages import tuning_page
+from gristmill.bench.tuning_record import TuningRecord, save_records
 from gristmill.cache.store import store
+from gristmill.cli.app import FAILED, INTERRUPTED
 from gristmill.cli.explain import headline, print_explanation
 from gristmill.cli.options import (
     Device,
     DType,
+    Html,
     Json,
     ObjectiveName,
     OpName,
@@ -28,15 +36,16 @@ from gristmill.cli.options import (
     Shapes,
     Workloads,
 )
-from gristmill.cli.output import console, error_console, print_json
+from gristmill.cli.output import check_out, console, error_console, print_json
 from gristmill.cli.problems import arguments, chosen_device, objective_named, requested
+from gristmill.cli.report import check_html, write_html
 from gristmill.core.op import Workload
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops.get_op import tune
-from gristmill.selection.explain import explain_problem
-from gristmill.tuning.budget import TuningResult
+from gristmill.selection.explain import Explanation, explain_problem
+from gristmill.tuning.budget import TuningInterrupted, TuningResult
 
 app = typer.Typer(add_completion=False)
 
@@ -48,6 +57,7 @@ Budget = Annotated[
     ),
 ]
 Trials = Annotated[int | None, typer.Option("--trials", help="Triton candidates for each problem.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write the record of the runs as JSON.")]
 Strategy = Annotated[str, typer.Option("--strategy", help="exhaustive, random, or auto.")]
 
 
@@ -64,8 +74,12 @@ def command(
     strategy: Strategy = "auto",
     seed: Seed = 0,
     objective: ObjectiveName = "eager",
+    out: Out = None,
+    html: Html = None,
     as_json: Json = False,
 ) -> None:
+    check_out("--out", out)
+    check_html(html)
     spec, where, shown = load(op), chosen_device(device), objective_named(objective)
     problems = requested(spec, workload, shape, scalar, dtype)
     if not problems:
@@ -73,20 +87,20 @@ def command(
             f"no problem of `{op}` is named; `gristmill tune` needs one. "
             "Add `--workload NAME` (`gristmill list OP` shows them) or `--shape`."
         )
-    explanations, reports, failures = [], [], 0
-    interrupted = False
+    explanations, records, reports, interrupted = [], [], [], False
     for one in problems:
         try:
             result = _tune(one, where, budget, trials, strategy, seed)
-        except KeyboardInterrupt:
-            interrupted, result = True, None
+        except KeyboardInterrupt as stop:
+            interrupted = True
+            result = stop.result if isinstance(stop, TuningInterrupted) else TuningResult()
         except TuningError as error:
-            failures += 1
             error_console().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
             reports.append({"workload": one.name, "error": str(error)})
             continue
         explanation = explain_problem(spec, one.problem, device_target(where), shown)
         explanations.append(explanation)
+        records.append(TuningRecord.of(op, one.name, where, result, explanation))
         reports.append(
             {"workload": one.name, **_report(result), "explanation": explanation.to_json()}
         )
@@ -94,25 +108,38 @@ def command(
             print_explanation(console(), explanation, SHOWN)
         if interrupted:
             break
+    if out is not None:
+        save_records(out, records)
+    write_html(html, tuning_page(records, shown) if html else "")
+    _print_end(reports, explanations, interrupted, as_json)
+    if interrupted:
+        error_console().print("interrupted: what was measured is kept")
+        raise typer.Exit(INTERRUPTED)
+    if any("error" in report for report in reports):
+        raise typer.Exit(FAILED)
+
+
+def _print_end(
+    reports: Sequence[dict[str, Any]],
+    explanations: Sequence[Explanation],
+    interrupted: bool,
+    as_json: bool,
+) -> None:
+    """After all problems: the JSON document, or who was chosen how often and where it is kept."""
     kept = store().summary()
     if as_json:
         print_json({"problems": reports, "interrupted": interrupted, "store": kept.to_json()})
-    else:
-        if len(explanations) > 1:
-            console().print(headline(explanations))
-        console().print(
-            f"kept in {kept.path}" if not kept.unsaved else f"not kept on disk: {kept.reason}"
-        )
-    if interrupted:
-        error_console().print("interrupted: what was measured is kept")
-        raise typer.Exit(130)
-    if failures:
-        raise typer.Exit(1)
+        return
+    if len(explanations) > 1:
+        console().print(headline(explanations))
+    console().print(
+        f"kept in {kept.path}" if not kept.unsaved else f"not kept on disk: {kept.reason}"
+    )
 
 
 def _tune(
     workload: Workload,
-    device: Any,
+    device: torch.device,
     budget_s: float | None,
     trials: int | None,
     strategy: str,
@@ -131,10 +158,12 @@ def _tune(
     return result
 
 
-def _report(result: TuningResult | None) -> dict[str, Any]:
-    if result is None:
-        return {"interrupted": True}
+def _report(result: TuningResult) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for outcome in result.outcomes.values():
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
-    return {"interrupted": False, "seconds": result.seconds, "candidates": counts}
+    return {
+        "interrupted": result.interrupted,
+        "seconds": result.seconds,
+        "candidates": counts,
+    }

@@ -60,4 +60,7 @@ def dense(grad: torch.Tensor, dims: int = 1) -> torch.Tensor:
     """`grad` with a unit stride in one of its last `dims` dimensions. A sum's gradient is one value
     expanded, which no kernel takes: it is written out."""
     last = list(zip(grad.shape, grad.stride(), strict=True))[-dims:]
-    return grad if any(stride == 1 or size <= 1 for size, stride in last) else grad.contiguous()
+    # Sizes that depend on data are symbols, which cannot be compared; a unit stride is a number.
+    numbers = [[v if isinstance(v, int) else 2 for v in pair] for pair in last]
+    fits = any(stride == 1 or size <= 1 for size, stride in numbers)
+    return grad if fits else grad.contiguous()

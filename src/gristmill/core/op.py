@@ -32,6 +32,27 @@ class Bounds:
     reason: str
 
 
+def each_bounds(bounds: Bounds | Sequence[Bounds], count: int) -> tuple[Bounds, ...]:
+    """The bounds of each of `count` outputs, from what `Op.bounds` gives: one holds for all.
+
+    Raises:
+        RegistrationError: bounds of another number of outputs.
+    """
+    if isinstance(bounds, Bounds):
+        return (bounds,) * count
+    if len(bounds) != count:
+        raise RegistrationError(
+            f"an op's `bounds` are {len(bounds)} and its reference has {count} outputs; they need "
+            "one `Bounds` for all outputs, or one for each. Return as many."
+        )
+    return tuple(bounds)
+
+
+def _no_forms(problem: Problem) -> Mapping[str, Problem]:
+    del problem
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """A named problem that people have (a layer of a real model), or an adversarial one."""
@@ -64,12 +85,14 @@ class Op:
         outputs: what is returned, as specs.
         axes: the problem's named sizes, exact or bucketed.
         cost: flops and bytes.
-        bounds: error bounds of the outputs.
+        bounds: error bounds: one `Bounds` for all outputs, or one for each (`each_bounds`).
         workloads: named problems.
         dtypes: dtypes that tensor arguments may have.
         matrix: whether the flops run on matrix units (for the roofline).
         sized: `(sizes by axis name, dtype name) -> problem`: the plain problem of these sizes, from
             which the conformance suite makes its adversarial ones.
+        forms: `problem -> problems by name`: the same sizes in the op's other forms (another set of
+            optional arguments, a flag switched), which the conformance suite varies too.
         gradients: where the derivatives come from. With none, a call that needs one runs the
             reference, which torch differentiates.
         autocast: what tensor arguments are cast to under `torch.autocast`: `lower` its dtype
@@ -85,12 +108,13 @@ class Op:
     outputs: Callable[[Problem], tuple[TensorSpec, ...]]
     axes: Callable[[Problem], tuple[Axis, ...]]
     cost: Callable[[Problem], Cost]
-    bounds: Callable[[Problem], Bounds]
+    bounds: Callable[[Problem], Bounds | tuple[Bounds, ...]]
     workloads: tuple[Workload, ...]
     variants: tuple[str, ...] = ("normal",)
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
     matrix: bool = False
     sized: Callable[[Mapping[str, int], str], Problem] | None = None
+    forms: Callable[[Problem], Mapping[str, Problem]] = _no_forms
     gradients: tuple[Gradient, ...] = ()
     autocast: Literal["lower", "first"] = "first"
 
@@ -159,10 +183,9 @@ class Op:
 
     def validate(self, values: Sequence[Any]) -> None:
         """Check arguments in the schema's order: types, device, dtype, then the op's own rules."""
+        self.check_types(values)
         first: tuple[str, torch.Tensor] | None = None
-        for argument, value in zip(self.parsed.arguments, values, strict=True):
-            name = argument.name
-            _check_type(self.name, name, str(argument.type), value)
+        for name, value in zip(self.names, values, strict=True):
             if not isinstance(value, torch.Tensor):
                 continue
             if value.dtype not in self.dtypes:
@@ -190,6 +213,11 @@ class Op:
                     f"Call `{name}.to({str(first[1].device)!r})`."
                 )
         self.check(*values)
+
+    def check_types(self, values: Sequence[Any]) -> None:
+        """Check that each argument is of its type in the schema."""
+        for argument, value in zip(self.parsed.arguments, values, strict=True):
+            _check_type(self.name, argument.name, str(argument.type), value)
 
     def problem(self, values: Sequence[Any]) -> Problem:
         return Problem.of(self.name, self.names, values)
@@ -219,8 +247,8 @@ def _check_type(op: str, name: str, declared: str, value: Any) -> None:
         declared = declared.removeprefix("Optional[").removesuffix("]")
     expected = {
         "Tensor": torch.Tensor,
-        "float": (int, float),
-        "int": int,
+        "float": (int, float, torch.SymInt, torch.SymFloat),
+        "int": (int, torch.SymInt),
         "bool": bool,
         "str": str,
     }.get(declared)

@@ -16,6 +16,7 @@ Status = Literal[
 Origin = Literal["tuned", "neighbour", "prior", "vendor"]
 
 
+KERNEL = "kernel:"  # begins what a user's kernel is called where an op's name would be
 INTERRUPTED = "interrupted"  # the provenance of a plan whose search did not end
 
 

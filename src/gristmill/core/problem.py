@@ -101,27 +101,30 @@ class TensorSpec:
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor. A size that depends on data (rows that a mask picks, in
+    compiled code) is a symbol that cannot be compared."""
     strides: list[int] = []
-    step = 1
+    step: Any = 1
     for size in reversed(shape):
         strides.append(step)
-        step *= max(size, 1)
+        step *= max(size, 1) if isinstance(size, int) else torch.sym_max(size, 1)
     return tuple(reversed(strides))
 
 
-def merge_dims(shape: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(size, stride) of the dimensions, merged where they can be, innermost first; those of size 1
-    are left out.
+def merge_dims(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """(size, stride in each tensor ...) of the dimensions of tensors of one shape, merged where
+    they can be in every tensor, innermost first; those of size 1 are left out.
 
     A merged dimension walks memory in the same order as the dimensions it stands for.
     """
-    merged: list[tuple[int, int]] = []
-    dims = zip(shape, strides, strict=True)
-    for size, stride in reversed([pair for pair in dims if pair[0] != 1]):
-        if merged and stride == merged[-1][0] * merged[-1][1]:
-            merged[-1] = (merged[-1][0] * size, merged[-1][1])
+    merged: list[tuple[int, ...]] = []
+    dims = [dim for dim in zip(shape, *strides, strict=True) if dim[0] != 1]
+    for size, *steps in reversed(dims):
+        inner, *inner_steps = merged[-1] if merged else (0,)
+        if merged and all(s == inner * i for s, i in zip(steps, inner_steps, strict=True)):
+            merged[-1] = (inner * size, *inner_steps)
         else:
-            merged.append((size, stride))
+            merged.append((size, *steps))
     return tuple(merged)
 
 

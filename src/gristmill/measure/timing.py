@@ -24,7 +24,13 @@ ROUNDS_PER_SYNC = 32
 
 
 class Timer(Protocol):
-    """Measures calls on one device; every figure is in microseconds."""
+    """Measures calls on one device; every figure is in microseconds.
+
+    `prepare` is called, untimed, before every timed call of `device_us`: what a call needs to find
+    (a counter at zero). A call that needs it has no host or graph time.
+    """
+
+    prepare: Call | None
 
     def device_us(
         self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
@@ -69,6 +75,8 @@ def no_garbage_collection() -> Iterator[None]:
 class CpuTimer:
     """Wall-clock time: on a CPU the call is its own device."""
 
+    prepare: Call | None = None
+
     def device_us(
         self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
     ) -> list[list[float]]:
@@ -77,6 +85,8 @@ class CpuTimer:
         with no_garbage_collection():
             for _ in range(repeats):
                 for call, times in zip(calls, samples, strict=True):
+                    if self.prepare is not None:
+                        self.prepare()
                     start = time.perf_counter()
                     call()
                     times.append((time.perf_counter() - start) * 1e6)
@@ -96,6 +106,8 @@ class CpuTimer:
 
 class CudaTimer:
     """CUDA events around each call, on the current stream."""
+
+    prepare: Call | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -146,6 +158,8 @@ class CudaTimer:
         pairs = []
         for call in calls:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            if self.prepare is not None:
+                self.prepare()
             for _ in range(flushes):
                 self.flush()
             start.record()
@@ -155,6 +169,8 @@ class CudaTimer:
         return pairs
 
     def host_us(self, call: Call, device_us: float) -> float:
+        if self.prepare is not None:
+            return device_us
         count = int(min(HOST_BATCH, max(10, 20_000 / max(device_us, 1.0))))
         batches = []
         with no_garbage_collection():
@@ -168,7 +184,7 @@ class CudaTimer:
         return sorted(batches)[2]
 
     def graph_us(self, calls: Sequence[Call], repeats: int) -> list[list[float] | None]:
-        captured = [self._capture(call) for call in calls]
+        captured = [None if self.prepare else self._capture(call) for call in calls]
         samples: list[list[float] | None] = [None if c is None else [] for c in captured]
         with no_garbage_collection():
             for _ in range(repeats):

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from gristmill.nn.rms_norm import RMSNorm
+from gristmill.nn.silu_and_mul import SiluAndMul
 
-__all__ = ["RMSNorm"]
+__all__ = ["RMSNorm", "SiluAndMul"]

@@ -44,5 +44,7 @@ class RMSNorm(torch.nn.RMSNorm):
                 f"`x` has shape {tuple(x.shape)}; this module normalises rows of "
                 f"{self.normalized_shape[0]}. Pass rows of that length."
             )
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = self.eps
+        if eps is None:  # an integer has none; the op refuses it
+            eps = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
         return rms_norm(x, self.weight, eps)

@@ -14,7 +14,7 @@ from gristmill.compile.bound import BoundCall, bind
 from gristmill.core.implementation import PLAIN_TYPES, Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
-from gristmill.core.registry import implementation, load
+from gristmill.core.registry import implementation, load, op_names
 from gristmill.core.target import device_target
 from gristmill.ops._generate import (
     direct_function,
@@ -22,7 +22,7 @@ from gristmill.ops._generate import (
     pack_function,
     values_function,
 )
-from gristmill.ops._key import in_forward_mode, is_plain
+from gristmill.ops._key import NO_KEY, is_plain
 from gristmill.ops._library import register_op
 from gristmill.selection.select import prior_plan, select
 
@@ -62,15 +62,20 @@ class Dispatcher:
 
     def slow(self, args: tuple[Any, ...]) -> Any:
         """Check the arguments, find out how to run them, remember it, run."""
-        if in_forward_mode():  # the reference has torch's formulas for it
-            return self.op.reference(*self.op.bind(args))
         tensors = [v for v in args if isinstance(v, torch.Tensor)]
         if not is_plain() or any(type(t) not in PLAIN_TYPES or t.is_meta for t in tensors):
+            self.op.check_types(args)  # torch's own message does not say what to do
             return self.overload(*args)
         values = self.op.bind(args)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            self.remember(self.key(*values), self.overload)
+        try:
+            key = self.key(*values)
+        except NO_KEY:  # no memory: a batch of gradients (`is_grads_batched`), which torch unpacks
             return self.overload(*values)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            # Without formulas the dispatcher would come to the reference, and check again.
+            call = self.overload if self.op.gradients else self.op.reference
+            self.remember(key, call)
+            return call(*values)
         return self.slow_values(values)
 
     def slow_values(self, args: tuple[Any, ...]) -> Any:
@@ -169,6 +174,18 @@ def registered(op: Op) -> Any:
         return dispatcher(op.name).values(*args)
 
     return register_op(op, run, dispatcher)
+
+
+def register_ops() -> tuple[str, ...]:
+    """Register every op with torch now, third parties' too; returns their names.
+
+    An op is registered at its first use: only a program that was saved (`torch.export.save`) and is
+    loaded before any use has to ask for it.
+    """
+    names = op_names()
+    for name in names:
+        registered(load(name))
+    return names
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from gristmill.core.op import Op
+from gristmill.errors import RegistrationError
 from gristmill.ops._key import PLAIN, SCOPE, call_key, problem_key, values_key
 
-# Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call.
+# Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call. The
+# level of forward mode is known while Dynamo traces alone: what it compiles does not set it.
 DIRECT = """
 def {op}({signature}):
     if compiling():
-        return overload({names})
+        return overload({names}) if forward_ad._current_level < 0 else reference({names})
     try:
         call = lookup({call_key}) if {plain} else None
     except NO_KEY:
@@ -31,13 +33,15 @@ def {op}({signature}):
 BOUND = """
 def __call__(self, {signature}):
     if compiling():
-        return overload({names})
+        return overload({names}) if forward_ad._current_level < 0 else reference({names})
     try:
         fits = {fits} == self._call_key
     except NO_KEY:
         fits = False
     return self._call({names}) if fits else direct({names})
 """
+# What the templates name, beside `SCOPE`: no argument can.
+TAKEN = {"call", "defaults", "direct", "fits", "lookup", "overload", "reference", "self", "slow"}
 FACTS = """
 def facts({signature}):
     return {facts}
@@ -85,10 +89,27 @@ def pack_function(op: Op) -> Callable[..., tuple[Any, ...]]:
     return _make(PACK, op)
 
 
+def _refuse(op: Op) -> None:
+    """A schema that the templates cannot be filled with."""
+    taken = sorted(set(op.names) & (TAKEN | set(SCOPE)))
+    if taken:
+        raise RegistrationError(
+            f"the schema {op.schema!r} names an argument `{taken[0]}`; the calls generated from it "
+            f"use {', '.join(sorted(TAKEN | set(SCOPE)))} themselves. Rename it."
+        )
+    if any(a.kwarg_only for a in op.parsed.arguments):
+        raise RegistrationError(
+            f"the schema {op.schema!r} has arguments by keyword alone; an op takes all of them in "
+            "order. Remove the `*`."
+        )
+
+
 def _make(template: str, op: Op, **known: Any) -> Callable[..., Any]:
     """The function of a template: texts among `known` fill it in, the rest is its globals."""
+    _refuse(op)
     parameters = op.signature.parameters.values()
     scope = {**SCOPE, "defaults": {p.name: p.default for p in parameters}}
+    scope["reference"] = op.reference
     scope.update({name: value for name, value in known.items() if not isinstance(value, str)})
     before = set(scope)
     exec(

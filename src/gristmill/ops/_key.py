@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
@@ -14,6 +15,7 @@ from gristmill.core.op import Op
 
 NO_KEY = (AttributeError, TypeError, RuntimeError)  # no tensor, unhashable, or without memory
 PROBLEM_FACTS = ("shape", "stride()", "dtype", "device")
+JVP, VMAP = TransformType.Jvp, TransformType.Vmap
 LAUNCH_FACTS = ("__class__", "data_ptr() & 15", "is_neg()")  # beyond them, what a kernel needs
 
 
@@ -42,16 +44,24 @@ SCOPE: dict[str, Any] = {
     "only_devices": _only_devices,
     "tracing": torch._C._get_tracing_state,
 }
+_PLAIN = compile(PLAIN, "<plain>", "eval")
 
 
 def is_plain() -> bool:
     """What `PLAIN` says, as a function."""
-    return bool(eval(PLAIN, SCOPE))  # noqa: S307 - the text above
+    return bool(eval(_PLAIN, SCOPE))  # noqa: S307 - the text above
 
 
 def in_forward_mode() -> bool:
-    """Whether forward-mode differentiation is under way."""
-    return forward_ad._current_level >= 0
+    """Whether forward-mode differentiation is under way (compiled code enters it without telling
+    the level)."""
+    return forward_ad._current_level >= 0 or in_transform(JVP)
+
+
+def in_transform(kind: Any) -> bool:
+    """Whether one of `torch.func`'s transforms around us is of this kind."""
+    stack = torch._C._functorch.get_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return any(transform.key() == kind for transform in stack or ())
 
 
 def values_key(op: Op) -> str:

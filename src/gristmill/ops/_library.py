@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
-from gristmill.core.gradient import GRAD, saved_names
+from gristmill.core.gradient import GRAD, NEEDS, saved_names
 from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
+from gristmill.errors import RegistrationError, did_you_mean
 from gristmill.ops._generate import pack_function
+from gristmill.ops._key import VMAP, in_forward_mode, in_transform
 
 NAMESPACE = "gristmill"
 DEVICES = ("CPU", "CUDA")  # torch's dispatch keys; ROCm's devices are CUDA's
@@ -31,6 +33,7 @@ def register_op(op: Op, run: Callable[..., Any], call: Callable[[str], Callable[
     `run` computes values, with no regard to gradients or modes; `call(name)` is the public call of
     another op, which its gradients use.
     """
+    _refuse_unknown_names(op)
     _library.define(op.schema, tags=_TAGS)
     overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     for device in DEVICES:
@@ -44,6 +47,20 @@ def register_op(op: Op, run: Callable[..., Any], call: Callable[[str], Callable[
     kernel = _autograd_kernel(op, overload, differentiate)
     _library.impl(op.name, kernel, "Autograd", with_keyset=True)
     return overload
+
+
+def _refuse_unknown_names(op: Op) -> None:
+    """Gradients of what the op does not have, or from it: found here, not in a backward pass."""
+    known = {*op.names, *op.output_names}
+    known |= {GRAD + n for n in op.output_names} | {NEEDS + n for n in op.names}
+    for gradient in op.gradients:
+        unknown = sorted({*gradient.uses, *gradient.of} - known)
+        if unknown:
+            raise RegistrationError(
+                f"a gradient of `{op.name}` by `{gradient.op}` names `{unknown[0]}`; it can name "
+                f"{', '.join(sorted(known))}. Mend it in the op's spec."
+                f"{did_you_mean(unknown[0], known)}"
+            )
 
 
 def _meta_kernel(op: Op) -> Callable[..., Any]:
@@ -93,15 +110,32 @@ def _autocast_kernel(op: Op, overload: Any, device: str) -> Callable[..., Any]:
 def _autograd_kernel(
     op: Op, overload: Any, differentiate: Callable[..., Any] | None
 ) -> Callable[..., Any]:
-    """The op with the gradients that it declares. Without any, and inside `torch.func`'s transforms
-    (which take no formula in Python), a call that needs one runs the reference."""
+    """The op with the gradients that it declares. The reference, which torch differentiates, where
+    there are none, for an argument that none of them is of, in forward mode, and inside
+    `torch.func`'s transforms (which take no formula in Python)."""
+    covered = {name for gradient in op.gradients for name in gradient.of}
+    arguments = [(a.name, "Tensor" in str(a.type)) for a in op.parsed.arguments]
+    uncovered = [i for i, (n, tensor) in enumerate(arguments) if tensor and n not in covered]
+    pack = pack_function(op)  # torch drops defaults at the end
+
+    def reference(args: tuple[Any, ...]) -> Any:
+        values = pack(*args)
+        if not in_transform(VMAP):  # strides there are the batch's, and torch takes any
+            op.validate(values)
+        return op.reference(*values)
 
     def kernel(keys: Any, *args: Any) -> Any:
+        if in_forward_mode():
+            return reference(args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             with torch._C._AutoDispatchBelowAutograd():
                 return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
-        if differentiate is None or torch._C._are_functorch_transforms_active():
-            return op.reference(*args)
+        if (
+            differentiate is None
+            or torch._C._are_functorch_transforms_active()
+            or (uncovered and torch._C._any_requires_grad(*(pack(*args)[i] for i in uncovered)))
+        ):
+            return reference(args)
         return differentiate(keys, *args)
 
     return kernel

@@ -35,7 +35,16 @@ class BoundOp:
         op: the op's name. problem: what it was chosen for. plan: the choice with its evidence.
     """
 
-    __slots__ = ("_call", "_call_key", "_device", "_dispatch", "op", "plan", "problem")
+    __slots__ = (
+        "__weakref__",
+        "_call",
+        "_call_key",
+        "_device",
+        "_dispatch",
+        "op",
+        "plan",
+        "problem",
+    )
 
     def __init__(
         self, dispatch: Dispatcher, problem: Problem, plan: Plan, values: tuple[Any, ...]
@@ -142,7 +151,7 @@ def get_op(
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
     if (budget_s, trials, strategy) != (None, None, "auto"):  # wrong ones are wrong with a plan too
         _limits(budget_s, trials, strategy)
-    if policy == "now" and _wants_tuning(plan) and not _refuses_tuning():
+    if policy == "now" and _wants_tuning(plan) and not tuning.refusal():
         store().forget()  # another process may have tuned it meanwhile
         plan = select(spec, problem, target, objective)
         if _wants_tuning(plan):
@@ -176,10 +185,11 @@ def tune(
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
             the reference raised.
-        KeyboardInterrupt: after keeping what was measured.
+        TuningInterrupted: a `KeyboardInterrupt` with the result so far, after keeping what was
+            measured.
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
-    reason = _refuses_tuning()
+    reason = tuning.refusal()
     if reason:
         raise TuningError(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
@@ -225,19 +235,6 @@ def _wants_tuning(plan: Plan) -> bool:
     return plan.origin != "tuned" or plan.revalidate
 
 
-def _refuses_tuning() -> str:
-    """Why this is no time to tune, or an empty string."""
-    if torch.compiler.is_compiling():
-        return "under torch.compile"
-    if (
-        torch.cuda.is_available()
-        and torch.cuda.is_initialized()
-        and torch.cuda.is_current_stream_capturing()
-    ):
-        return "during CUDA-graph capture"
-    return ""
-
-
 def _tune(
     spec: Op,
     values: tuple[Any, ...],
@@ -258,5 +255,5 @@ def _tune(
         result = run.run()
     forget(spec.name)
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise tuning.TuningInterrupted(result)
     return result

@@ -35,4 +35,4 @@ def matmul(a: torch.Tensor, b: torch.Tensor, tf32: bool = False) -> torch.Tensor
     Differentiable; works under `torch.compile`, autocast, `torch.func` and in modes, as
     `torch.ops.gristmill.matmul`. Gradients are products under the same `tf32`.
     """
-    ...  # noqa: PIE790 - the body is generated
+    ...

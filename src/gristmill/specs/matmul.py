@@ -238,6 +238,18 @@ def problem_of(
     return Problem("matmul", (("a", a), ("b", b), ("tf32", tf32)))
 
 
+def forms(problem: Problem) -> dict[str, Problem]:
+    """TF32 allowed; and of a batch, one `b` for all of it."""
+    a, b = problem["a"], problem["b"]
+    made = {}
+    if a.dtype == "float32" and not problem["tf32"]:
+        made["tf32"] = Problem("matmul", (("a", a), ("b", b), ("tf32", True)))
+    if len(b.shape) > 2:
+        one = replace(b, shape=b.shape[-2:], strides=b.strides[-2:])
+        made["shared"] = Problem("matmul", (("a", a), ("b", one), ("tf32", problem["tf32"])))
+    return made
+
+
 def _grad_b(a: torch.Tensor, b: torch.Tensor, grad_out: torch.Tensor, tf32: bool) -> tuple:
     """Of a `b` that the whole batch shares, one product: the rows of the batch are summed over."""
     if b.dim() == 2 < a.dim():
@@ -302,6 +314,7 @@ OP = declare(
             Gradient("matmul", ("b",), _grad_b),
         ),
         autocast="lower",
+        forms=forms,
         sized=lambda s, dtype: problem_of(s["M"], s["N"], s["K"], dtype, batch=s.get("B", 1)),
     )
 )

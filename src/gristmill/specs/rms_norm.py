@@ -6,10 +6,11 @@ import math
 
 import torch
 
+from gristmill.core.gradient import Gradient, dense
 from gristmill.core.op import Bounds, Cost, Op, Workload
 from gristmill.core.problem import Axis, Problem, TensorSpec
 from gristmill.core.registry import declare
-from gristmill.errors import InvalidInputError
+from gristmill.specs._rows import check_eps, check_rows, check_weight, normal, scale
 
 
 def check(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6) -> None:
@@ -19,38 +20,10 @@ def check(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6
         InvalidInputError: a 0-D `x`, a last dimension that is not dense, a `weight` that does not
             fit, a bad `eps`.
     """
-    if x.dim() == 0:
-        raise InvalidInputError(
-            "`x` has shape (); `rms_norm` normalises over the last dimension and needs at least "
-            "one. Call `x.reshape(1)`."
-        )
-    width = x.shape[-1]
-    if width > 1 and x.stride(-1) != 1:
-        raise InvalidInputError(
-            f"`x` has stride {x.stride(-1)} along its last dimension; `rms_norm` needs 1. Call "
-            "`x.contiguous()`."
-        )
+    check_rows("rms_norm", "x", x)
     if weight is not None:
-        if tuple(weight.shape) != (width,):
-            raise InvalidInputError(
-                f"`weight` has shape {tuple(weight.shape)}; `rms_norm` needs ({width},), the last "
-                "dimension of `x`. "
-                "Pass a weight of that length, or None."
-            )
-        if weight.dtype != x.dtype:
-            raise InvalidInputError(
-                f"`weight` has dtype {weight.dtype} and `x` {x.dtype}; `rms_norm` needs one dtype. "
-                f"Call `weight.to({x.dtype})`."
-            )
-        if width > 1 and weight.stride(0) != 1:
-            raise InvalidInputError(
-                f"`weight` has stride {weight.stride(0)}; `rms_norm` needs 1. Call "
-                "`weight.contiguous()`."
-            )
-    if not (math.isfinite(eps) and eps >= 0):
-        raise InvalidInputError(
-            f"`eps` is {eps}; `rms_norm` needs a finite number, 0 or more. Pass one such as 1e-6."
-        )
+        check_weight("rms_norm", weight, x)
+    check_eps("rms_norm", eps)
 
 
 def reference(
@@ -115,25 +88,15 @@ def inputs(
     `eps` stands matters); `offset` (large mean, tiny variance); `large` (squares far outside
     float16); `equal` (all rows alike); `zeros` (every other row 0); `nonfinite` (a row of inf, and
     a row with one NaN)."""
-    x_spec, weight_spec, eps = problem["x"], problem["weight"], problem["eps"]
-    x = torch.randn(
-        x_spec.shape, generator=generator, device=generator.device, dtype=x_spec.torch_dtype
-    )
+    x = normal(problem["x"], generator)
     if x.numel():
-        x = _vary(x, variant, max(eps, 1e-12))
-    weight = None
-    if weight_spec is not None:
-        noise = torch.randn(
-            weight_spec.shape,
-            generator=generator,
-            device=generator.device,
-            dtype=weight_spec.torch_dtype,
-        )
-        weight = weight_spec.fill(1 + noise / 4)
-    return x_spec.fill(x), weight, eps
+        x = vary(x, variant, max(problem["eps"], 1e-12))
+    weight = scale(problem["weight"], generator)
+    return problem["x"].fill(x), weight, problem["eps"]
 
 
-def _vary(x: torch.Tensor, variant: str, eps: float) -> torch.Tensor:
+def vary(x: torch.Tensor, variant: str, eps: float) -> torch.Tensor:
+    """Normal rows made into those of a variant (see `inputs`)."""
     flat = x.reshape(-1, x.shape[-1])
     if variant == "small":
         flat = flat * math.sqrt(eps)
@@ -192,5 +155,18 @@ OP = declare(
         bounds=bounds,
         workloads=WORKLOADS,
         sized=lambda s, dtype: problem_of((s["rows"], s["N"]), dtype),
+        gradients=(
+            Gradient(
+                "rms_norm_backward",
+                ("x", "weight"),
+                lambda grad_out, x, weight, eps, needs_weight: (
+                    dense(grad_out),
+                    x,
+                    weight,
+                    eps,
+                    needs_weight,
+                ),
+            ),
+        ),
     )
 )

@@ -112,19 +112,31 @@ def allowed(op: Op, problem: Problem) -> bool:
 
 
 def layouts(op: Op, problem: Problem, far: bool = False) -> Iterator[tuple[str, Problem]]:
-    """The problem with each tensor argument in each layout that the contract allows, or absent
-    where it is optional; and with each flag turned over.
+    """The problem, and each of its other forms, with each tensor argument in each layout that the
+    contract allows, or absent where it is optional.
 
     `far`: only the layouts that reach past 2**31 elements (gigabytes).
     """
     seen = {problem}
+    for kind, made in _varied(op, problem, far, seen):
+        yield kind, made
+    for name, form in op.forms(problem).items():
+        if form not in seen and allowed(op, form):
+            seen.add(form)
+            if not far:
+                yield name, form
+            for kind, made in _varied(op, form, far, seen):
+                yield f"{name}-{kind}", made
+
+
+def _varied(
+    op: Op, problem: Problem, far: bool, seen: set[Problem]
+) -> Iterator[tuple[str, Problem]]:
     makers = FAR_LAYOUTS if far else LAYOUTS
     for position, (name, arg) in enumerate(problem.args):
-        variants: dict[str, TensorSpec | bool | None] = {}
-        if isinstance(arg, bool):
-            variants[str(not arg).lower()] = not arg
-        elif isinstance(arg, TensorSpec):
-            variants.update({kind: make(arg) for kind, make in makers.items()})
+        if not isinstance(arg, TensorSpec):
+            continue
+        variants: dict[str, TensorSpec | None] = {kind: make(arg) for kind, make in makers.items()}
         if str(op.parsed.arguments[position].type).startswith("Optional[") and not far:
             variants["absent"] = None
         for kind, changed in variants.items():
@@ -156,7 +168,7 @@ def problems(
     implementation: Implementation, target: Target, count: int, largest: int, seed: int = 0
 ) -> list[tuple[str, Problem]]:
     """`count` problems of adversarial sizes up to `largest` (after the third axis, `LARGEST_BATCH`)
-    in every dtype in turn, each axis's every size met first (see `fitted`).
+    in every dtype and form in turn, each axis's every size met first (see `fitted`).
 
     Raises:
         ValueError: the op declares no `sized`.
@@ -180,7 +192,8 @@ def problems(
         drawn = {name: columns[name][i] for name in names}
         chosen = fitted(implementation, drawn, dtype, target)
         label = "x".join(str(s) for s in chosen.values()) + f"-{dtype}"
-        made.append((label, op.sized(chosen, dtype)))
+        forms = _forms(op, label, op.sized(chosen, dtype))
+        made.append(forms[i % len(forms)])
     return made
 
 
@@ -217,7 +230,8 @@ def cases(
 ) -> Iterator[Case]:
     """Every case of these implementations that they support on `target`.
 
-    Sizes (normal values), then layouts and value variants at two sizes, then random configs.
+    Sizes (normal values), then layouts and value variants at two sizes, then random configs; of a
+    problem's other forms the layouts, and a config each.
     """
     for implementation in implementations:
         op = implementation.op
@@ -236,10 +250,17 @@ def cases(
             if implementation.why_not(problem, target) is None:
                 yield Case(implementation, problem, variant, label=label)
         bases = (_bases(implementation, target, dtype, largest, wide=True) for dtype in kept)
-        for label, problem in itertools.chain.from_iterable(bases):
-            if implementation.why_not(problem, target) is None:
-                for config in configs(implementation, problem, target, configs_each):
-                    yield Case(implementation, problem, "normal", config, label)
+        for base in itertools.chain.from_iterable(bases):
+            for index, (label, problem) in enumerate(_forms(op, *base)):
+                if implementation.why_not(problem, target) is None:
+                    each = 1 if index else configs_each
+                    for config in configs(implementation, problem, target, each):
+                        yield Case(implementation, problem, "normal", config, label)
+
+
+def _forms(op: Op, label: str, base: Problem) -> list[tuple[str, Problem]]:
+    """A problem and its other forms, labelled."""
+    return [(label, base), *((f"{label}-{name}", p) for name, p in op.forms(base).items())]
 
 
 def _bases(

@@ -9,20 +9,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gristmill.tuning.budget import Budget, TuningResult
+    from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
+    from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
     from gristmill.tuning.runner import TuningRun
     from gristmill.tuning.strategies import check_strategy
 
 _HOMES = {
     "Budget": "budget",
+    "TuningInterrupted": "budget",
     "TuningResult": "budget",
     "TuningRun": "runner",
     "check_strategy": "strategies",
     "observer": "progress",
+    "refusal": "occasion",
 }
 
-__all__ = ["Budget", "TuningResult", "TuningRun", "check_strategy", "observer"]
+__all__ = [
+    "Budget",
+    "TuningInterrupted",
+    "TuningResult",
+    "TuningRun",
+    "check_strategy",
+    "observer",
+    "refusal",
+]
 
 
 def __getattr__(name: str) -> Any:

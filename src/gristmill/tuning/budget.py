@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gristmill.core.plan import Candidate, Objective, Outcome, Plan
 from gristmill.errors import InvalidInputError
@@ -39,13 +40,45 @@ class Budget:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One outcome of a run, and when it was there.
+
+    Attributes:
+        elapsed_s: seconds since the run began to measure.
+        stage: `search`; or `race`, which measures finalists again (a `slow` or failed one there was
+            `ok` before).
+    """
+
+    candidate: Candidate
+    outcome: Outcome
+    elapsed_s: float
+    stage: Literal["search", "race"] = "search"
+
+
 @dataclass
 class TuningResult:
     """What a run gave: every candidate's outcome, the plans by objective, and whether it was
-    interrupted."""
+    interrupted.
+
+    Attributes:
+        trajectory: every outcome in the order in which they came; a candidate that raced has two.
+        ties: by objective, the candidates that could not be told apart from the fastest.
+        skipped: why nothing was run.
+    """
 
     outcomes: dict[Candidate, Outcome] = field(default_factory=dict, repr=False)
     plans: dict[Objective, Plan] = field(default_factory=dict)
     interrupted: bool = False
-    skipped: str = ""  # why nothing was run
+    skipped: str = ""
     seconds: float = 0.0
+    trajectory: list[Evaluation] = field(default_factory=list, repr=False)
+    ties: dict[Objective, tuple[Candidate, ...]] = field(default_factory=dict, repr=False)
+
+
+class TuningInterrupted(KeyboardInterrupt):
+    """Ctrl-C while tuning, with what was measured until then."""
+
+    def __init__(self, result: TuningResult) -> None:
+        super().__init__()
+        self.result = result

@@ -3,9 +3,10 @@ longer; then the incumbent; then who needs less."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gristmill.core.implementation import Kind
 from gristmill.core.plan import Candidate, Objective, Outcome
 from gristmill.core.registry import implementation
 from gristmill.measure.statistics import SAME_US, tied
@@ -14,33 +15,30 @@ from gristmill.measure.statistics import SAME_US, tied
 KIND_RANK = {"vendor": 0, "triton": 1, "compiled": 2}
 
 Samples = Mapping[str, Any]
+Entry = tuple[Candidate, Outcome, Samples]
 SAME_SHARE = 1.02  # where the host decides: what "never slower" allows
 
 
 def choose(
     op: str,
-    entries: Sequence[tuple[Candidate, Outcome, Samples]],
+    entries: Sequence[Entry],
     objective: Objective,
     incumbent: Candidate | None = None,
+    kind_of: Callable[[Candidate], Kind] | None = None,
 ) -> tuple[Candidate, Outcome, str] | None:
     """The chosen candidate, its outcome, and one sentence why; `None` where nothing measured is
-    right."""
-    alive = sorted(
-        ((c, o, s) for c, o, s in entries if o.ok and o.device_us is not None),
-        key=lambda entry: entry[1].time_us(objective),
-    )
+    right. `kind_of` tells the kind of candidates that are none of the registry's."""
+    alive = _alive(entries, objective)
     if not alive:
         return None
-    leader = alive[0]
-    ties = [entry for entry in alive if entry is leader or _tied(entry, leader, objective)]
-
+    ties = tied_with_fastest(entries, objective)
     least_us = min(outcome.device_us or 0.0 for _, outcome, _ in ties)
 
-    def rank(entry: tuple[Candidate, Outcome, Samples]) -> tuple[Any, ...]:
+    def rank(entry: Entry) -> tuple[Any, ...]:
         candidate, outcome, _ = entry
-        kind = implementation(op, candidate.implementation).kind
+        named = kind_of or (lambda c: implementation(op, c.implementation).kind)
         lags = (outcome.device_us or 0.0) > SAME_SHARE * least_us + SAME_US
-        needs = (KIND_RANK[kind], outcome.registers or 0, outcome.shared_bytes or 0)
+        needs = (KIND_RANK[named(candidate)], outcome.registers or 0, outcome.shared_bytes or 0)
         name = (candidate.implementation, candidate.config.key)
         return (lags, candidate != incumbent, *needs, *name)
 
@@ -57,9 +55,22 @@ def choose(
     return chosen, outcome, f"{time_us:.2f} us, tied with {len(ties) - 1} other(s); {why}"
 
 
+def tied_with_fastest(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
+    """The fastest that is right and whoever cannot be told apart from it, by time; empty where
+    nothing is right."""
+    alive = _alive(entries, objective)
+    return [entry for entry in alive if entry is alive[0] or _tied(entry, alive[0], objective)]
+
+
+def _alive(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
+    """Those that were measured and are right, by time."""
+    alive = (entry for entry in entries if entry[1].ok and entry[1].device_us is not None)
+    return sorted(alive, key=lambda entry: entry[1].time_us(objective))
+
+
 def _tied(
-    a: tuple[Candidate, Outcome, Samples],
-    b: tuple[Candidate, Outcome, Samples],
+    a: Entry,
+    b: Entry,
     objective: Objective,
 ) -> bool:
     """Whether two cannot be told apart: by paired samples where both times are device times, by

@@ -13,7 +13,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,11 @@ def compile_candidate(problem: Problem, target: Target, candidate: Candidate) ->
         )
     except GristmillError as error:
         return Outcome("compile_error", f"{error}"[:REASON_CHARS])
+    return fitting(shared, target)
+
+
+def fitting(shared: int, target: Target) -> Outcome:
+    """The outcome of a kernel that compiles and needs `shared` bytes of shared memory."""
     if shared > target.shared_memory_bytes:
         limit = f"{target.name} has {target.shared_memory_bytes} a program"
         reason = f"it needs {shared} bytes of shared memory; {limit}"
@@ -63,8 +68,10 @@ def compile_candidate(problem: Problem, target: Target, candidate: Candidate) ->
 class CompilePool:
     """Compiles candidates of one problem in `jobs` processes. Use as a context manager."""
 
+    server = "gristmill.tuning.compiler"
+
     def __init__(self, problem: Problem, target: Target, jobs: int | None = None) -> None:
-        self._child = Child("gristmill.tuning.compiler")
+        self._child = Child(self.server)
         self._timeout_s = settings.current().candidate_timeout_s
         self._base = {
             "problem": problem.to_json(),
@@ -87,11 +94,13 @@ class CompilePool:
         self._next += 1
         self._pending[self._next] = candidate
         try:
-            self._child.send(
-                {**self._base, "id": self._next, "candidate": candidate_to_json(candidate)}
-            )
+            self._child.send({**self._base, "id": self._next, "candidate": self.encode(candidate)})
         except (ChildDied, ChildTimedOut) as error:
             self._lose(str(error))
+
+    def encode(self, candidate: Candidate) -> dict[str, Any]:
+        """A candidate as it crosses to the server."""
+        return candidate_to_json(candidate)
 
     def _lose(self, reason: str) -> None:
         """What was asked of a server that is gone: a new one knows nothing of it."""
@@ -126,7 +135,9 @@ class _Job:
     data: bytes = field(default=b"")
 
 
-def _fork(request: Mapping[str, Any]) -> tuple[int, int]:
+def _fork(
+    compile_request: Callable[[Mapping[str, Any]], Outcome], request: Mapping[str, Any]
+) -> tuple[int, int]:
     """Compile in a forked child; its pid and the end of the pipe that its outcome comes through."""
     read, write = os.pipe()
     pid = os.fork()
@@ -136,10 +147,7 @@ def _fork(request: Mapping[str, Any]) -> tuple[int, int]:
     os.close(read)
     try:
         try:
-            problem = Problem.from_json(request["problem"])
-            outcome = compile_candidate(
-                problem, Target(**request["target"]), candidate_from_json(request["candidate"])
-            )
+            outcome = compile_request(request)
         except Exception as error:  # noqa: BLE001 - a launcher may raise anything: its outcome
             outcome = Outcome("crash", f"{type(error).__name__}: {error}"[:REASON_CHARS])
         os.write(write, json.dumps(outcome.to_json()).encode())
@@ -147,7 +155,7 @@ def _fork(request: Mapping[str, Any]) -> tuple[int, int]:
         os._exit(0)
 
 
-class _Server:
+class Server:
     """Forks up to `jobs` compiles at a time and answers as they end."""
 
     def __init__(self, lines: Lines) -> None:
@@ -156,6 +164,18 @@ class _Server:
         self.running: dict[int, _Job] = {}
         self.selector = selectors.DefaultSelector()
         self.selector.register(lines.connection, selectors.EVENT_READ, None)
+
+    def warm(self, request: Mapping[str, Any]) -> None:
+        """Import what a request needs, before anything forks."""
+        implementation(request["problem"]["op"], request["candidate"]["implementation"])
+
+    def compile(self, request: Mapping[str, Any]) -> Outcome:
+        """A request's outcome, in a forked child."""
+        return compile_candidate(
+            Problem.from_json(request["problem"]),
+            Target(**request["target"]),
+            candidate_from_json(request["candidate"]),
+        )
 
     def run(self) -> None:
         self.lines.send({"ready": True})
@@ -169,7 +189,7 @@ class _Server:
             self._kill_late()
             while self.queue and len(self.running) < self.queue[0]["jobs"]:
                 request = self.queue.pop(0)
-                pid, pipe = _fork(request)
+                pid, pipe = _fork(self.compile, request)
                 self.running[pipe] = _Job(
                     request["id"], pid, time.monotonic() + request["timeout_s"]
                 )
@@ -179,9 +199,7 @@ class _Server:
         request = self.lines.receive(None)
         while request is not None:
             if not self.queue and not self.running:
-                implementation(
-                    request["problem"]["op"], request["candidate"]["implementation"]
-                )  # import before forking
+                self.warm(request)
             self.queue.append(request)
             if not self.lines.buffered:
                 return True
@@ -219,4 +237,4 @@ class _Server:
 
 
 if __name__ == "__main__":
-    _Server(connect()).run()
+    Server(connect()).run()

@@ -31,15 +31,16 @@ _idle: dict[tuple[str, ...], Child] = {}
 _lock = threading.Lock()
 
 
-def _key(device: torch.device) -> tuple[str, ...]:
-    """What a worker is good for: a device, and the folders that it imports plug-ins from."""
-    return (str(device), *our_paths())
+def _key(module: str, device: torch.device) -> tuple[str, ...]:
+    """What a worker is good for: what it runs, a device, and the folders that it imports plug-ins
+    from."""
+    return (module, str(device), *our_paths())
 
 
 def _take(key: tuple[str, ...]) -> Child:
     """The worker that the last run on this device left behind, or a new one."""
     with _lock:
-        return _idle.pop(key, None) or Child(WORKER)
+        return _idle.pop(key, None) or Child(key[0])
 
 
 def _leave(key: tuple[str, ...], child: Child) -> None:
@@ -79,9 +80,11 @@ class Measurer:
     seconds.
     """
 
+    worker = WORKER
+
     def __init__(self, problem: Problem, device: torch.device, seed: int = 0) -> None:
         self.problem, self.device, self.seed = problem, device, seed
-        self._child = Child(WORKER)
+        self._child = Child(self.worker)
         self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
         self._base["threads"] = torch.get_num_threads()
         self._served = 0
@@ -92,7 +95,7 @@ class Measurer:
         Raises:
             TuningError: the problem itself cannot be measured (its reference raises).
         """
-        request = {"do": "measure", "candidate": candidate_to_json(candidate), "best_us": best_us}
+        request = {"do": "measure", "candidate": self.encode(candidate), "best_us": best_us}
         answer = self._ask(request, self._timeout_s([candidate]))
         return answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
 
@@ -102,7 +105,7 @@ class Measurer:
         alive = list(candidates)
         failed: dict[Candidate, Outcome] = {}
         for attempt in range(2):
-            request = {"do": "race", "candidates": [candidate_to_json(c) for c in alive]}
+            request = {"do": "race", "candidates": [self.encode(c) for c in alive]}
             answer = self._ask(request, self._timeout_s(alive) + RACE_TIMEOUT_S)
             if isinstance(answer, dict) and "outcomes" in answer:
                 pairs = zip(answer["outcomes"], answer["samples"], strict=True)
@@ -128,12 +131,16 @@ class Measurer:
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Outcome]:
         """Outcomes of candidates checked on every value variant, not timed."""
-        request = {"do": "verify", "candidates": [candidate_to_json(c) for c in candidates]}
+        request = {"do": "verify", "candidates": [self.encode(c) for c in candidates]}
         answer = self._ask(request, self._timeout_s(candidates) + RACE_TIMEOUT_S)
         if isinstance(answer, dict) and "outcomes" in answer:
             return [Outcome.from_json(o) for o in answer["outcomes"]]
         lost = answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
         return [lost for _ in candidates]
+
+    def encode(self, candidate: Candidate) -> dict[str, Any]:
+        """A candidate as it crosses to the worker."""
+        return candidate_to_json(candidate)
 
     def _timeout_s(self, candidates: Sequence[Candidate]) -> float:
         timeout = settings.current().candidate_timeout_s
@@ -183,11 +190,11 @@ class Measurer:
         return fresh
 
     def __enter__(self) -> Self:
-        self._child = _take(_key(self.device))
+        self._child = _take(_key(self.worker, self.device))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if kind is None and self._child.alive:
-            _leave(_key(self.device), self._child)
+            _leave(_key(self.worker, self.device), self._child)
         else:  # an answer may be on its way to a question that nobody waits for
             self._child.stop()

@@ -12,8 +12,7 @@ import torch
 
 from gristmill import settings
 from gristmill.cache.store import PlanStore
-from gristmill.core.implementation import Implementation
-from gristmill.core.op import Op
+from gristmill.core.implementation import Kind
 from gristmill.core.plan import (
     INTERRUPTED,
     OBJECTIVES,
@@ -29,12 +28,13 @@ from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target, device_target
 from gristmill.errors import TuningError
 from gristmill.measure.lease import device_lease
-from gristmill.tuning.budget import Budget, TuningResult
-from gristmill.tuning.choose import Samples, choose
+from gristmill.tuning.budget import Budget, Evaluation, TuningResult
+from gristmill.tuning.choose import Samples, choose, tied_with_fastest
 from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer, Silent, counted
 from gristmill.tuning.strategies import Strategy, make_strategy
+from gristmill.tuning.subject import Compiles, Measures, Subject, Tunable
 
 FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
 STORED = 4  # best candidates of an earlier run that a run starts with
@@ -49,7 +49,7 @@ class TuningRun:
 
     def __init__(
         self,
-        op: Op,
+        op: Subject,
         problem: Problem,
         device: torch.device,
         store: PlanStore,
@@ -70,14 +70,33 @@ class TuningRun:
         self.result = TuningResult()
         self._start = time.monotonic()
         self._unsaved: list[Candidate] = []
-        able = [i for i in implementations(op.name) if i.why_not(problem, self.target) is None]
+        able = [i for i in self.tunables() if i.why_not(problem, self.target) is None]
         self._fixed = sorted(
             (i for i in able if i.kind != "triton"), key=lambda i: i.kind != "vendor"
         )
         self._searched = [i for i in able if i.kind == "triton"]
         self._strategies = {i.name: self._strategy(strategy, i, seed) for i in self._searched}
-        self._measurer = Measurer(problem, device, seed)
+        self._measurer = self.make_measurer(seed)
         self._verified: dict[Candidate, Samples] = {}  # right on every variant
+
+    def tunables(self) -> Sequence[Tunable]:
+        """What there is to choose from."""
+        return implementations(self.op.name)
+
+    def tunable(self, name: str) -> Tunable:
+        """The one of this name."""
+        return implementation(self.op.name, name)
+
+    def make_measurer(self, seed: int) -> Measures:
+        """What measures candidates, for the length of the run."""
+        return Measurer(self.problem, self.device, seed)
+
+    def make_pool(self) -> Compiles:
+        """What compiles candidates ahead of their trial."""
+        return CompilePool(self.problem, self.target)
+
+    def _kind(self, candidate: Candidate) -> Kind:
+        return self.tunable(candidate.implementation).kind
 
     def run(self) -> TuningResult:
         """Tune. Ctrl-C ends the search early: what was measured is kept, and `interrupted` says so.
@@ -88,8 +107,7 @@ class TuningRun:
         """
         if not self._fixed and not self._searched:
             reasons = "; ".join(
-                f"{i.name}: {i.why_not(self.problem, self.target)}"
-                for i in implementations(self.op.name)
+                f"{i.name}: {i.why_not(self.problem, self.target)}" for i in self.tunables()
             )
             raise TuningError(
                 f"{self.problem} cannot be tuned on {self.target.name}: no implementation runs "
@@ -113,14 +131,14 @@ class TuningRun:
                 if not mine:
                     self.result.skipped = f"another process is measuring on {self.device}"
                     return
-                with self._measurer, CompilePool(self.problem, self.target) as pool:
+                with self._measurer, self.make_pool() as pool:
                     self._start = time.monotonic()
                     self._measure_all(pool)
         except KeyboardInterrupt:  # the second one, or outside a measurement
             self.result.interrupted = True
         self.result.seconds = time.monotonic() - self._start
 
-    def _measure_all(self, pool: CompilePool) -> None:
+    def _measure_all(self, pool: Compiles) -> None:
         try:
             self._search(pool)
             self._race()
@@ -136,16 +154,13 @@ class TuningRun:
     @property
     def _searching(self) -> bool:
         trials = self.budget.trials
-        spent = sum(
-            implementation(self.op.name, c.implementation).kind == "triton"
-            for c in self.result.outcomes
-        )
+        spent = sum(self._kind(c) == "triton" for c in self.result.outcomes)
         enough = trials is not None and spent >= trials
         return (
             self.explore and not enough and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
         )
 
-    def _strategy(self, name: str, impl: Implementation, seed: int) -> Strategy:
+    def _strategy(self, name: str, impl: Tunable, seed: int) -> Strategy:
         if name == "auto":
             limit = (
                 SMALL_SPACE if self.budget.trials is None else max(SMALL_SPACE, self.budget.trials)
@@ -154,7 +169,7 @@ class TuningRun:
             name = "exhaustive" if count <= limit else "random"
         return make_strategy(name, impl.space, self.problem, self.target, seed)
 
-    def _search(self, pool: CompilePool) -> None:
+    def _search(self, pool: Compiles) -> None:
         """What is always measured first, however small the budget: the vendor calls, the priors and
         the stored best (which compile meanwhile), the compiled reference. Then what the strategies
         ask for, until the budget ends."""
@@ -222,6 +237,7 @@ class TuningRun:
 
     def _tell(self, candidate: Candidate, outcome: Outcome) -> None:
         self.result.outcomes[candidate] = outcome
+        self.result.trajectory.append(Evaluation(candidate, outcome, self._elapsed_s))
         if candidate.implementation in self._strategies:
             self._strategies[candidate.implementation].tell(candidate.config, outcome)
         self._unsaved.append(candidate)
@@ -249,6 +265,9 @@ class TuningRun:
             outcomes, samples = self._measurer.race(finalists)
             for candidate, outcome, sample in zip(finalists, outcomes, samples, strict=True):
                 self.result.outcomes[candidate] = outcome
+                self.result.trajectory.append(
+                    Evaluation(candidate, outcome, self._elapsed_s, "race")
+                )
                 self._unsaved.append(candidate)
                 if outcome.ok:
                     self._verified[candidate] = sample
@@ -290,15 +309,12 @@ class TuningRun:
         incumbent = known.candidate if known else None
         if self.result.interrupted and known is not None and self._still_holds(known):
             return known
-        best = choose(self.op.name, entries, objective, incumbent)
+        self.result.ties[objective] = tuple(c for c, _, _ in tied_with_fastest(entries, objective))
+        best = choose(self.op.name, entries, objective, incumbent, self._kind)
         if best is None:
             return None
-        ready = [
-            e
-            for e in entries
-            if implementation(self.op.name, e[0].implementation).kind != "compiled"
-        ]
-        fallback = choose(self.op.name, ready, objective, incumbent)
+        ready = [e for e in entries if self._kind(e[0]) != "compiled"]
+        fallback = choose(self.op.name, ready, objective, incumbent, self._kind)
         candidate, outcome, reason = best
         return Plan(
             op=self.op.name,
@@ -307,7 +323,7 @@ class TuningRun:
             target=self.target.key,
             objective=objective,
             origin="tuned",
-            source_hash=implementation(self.op.name, candidate.implementation).source_hash,
+            source_hash=self.tunable(candidate.implementation).source_hash,
             fallback=fallback[0] if fallback else None,
             evidence=outcome,
             reason=reason + (" (interrupted: no last race)" if self.result.interrupted else ""),
@@ -319,13 +335,13 @@ class TuningRun:
         just now."""
         outcome = self.result.outcomes.get(plan.candidate)
         failed = outcome is not None and outcome.status not in ("ok", "slow")
-        source = implementation(self.op.name, plan.candidate.implementation).source_hash
+        source = self.tunable(plan.candidate.implementation).source_hash
         return not (plan.revalidate or failed) and plan.source_hash == source
 
     def _save_measurements(self) -> None:
         rows: list[Any] = []
         for candidate in dict.fromkeys(self._unsaved):
-            impl = implementation(self.op.name, candidate.implementation)
+            impl = self.tunable(candidate.implementation)
             rows.append(
                 Measurement(
                     op=self.op.name,

@@ -14,27 +14,13 @@ from gristmill.compile.executor import EXECUTOR
 from gristmill.core.config import Config
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
-from gristmill.core.plan import Candidate, Outcome, Status
+from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
-from gristmill.errors import CompileError, GristmillError
-from gristmill.measure.isolation import REASON_CHARS
-from gristmill.measure.statistics import median
-from gristmill.measure.timing import timer
+from gristmill.errors import GristmillError
+from gristmill.tuning.timed import Samples, Timed, reason_of
 from gristmill.verify import Verdict, compare, run_guarded, same_bits, truth
-
-ABANDON_AFTER_1 = 3.0  # a first repeat this many times the best ends the race for a candidate
-ABANDON_AFTER_5 = 1.25  # the same for the median of five
-FULL_REPEATS = 25
-TIMED_US = 30_000.0  # device time to spend on a candidate's repeats
-RACE_PAIRS = 60
-HOST_ROUNDS = 5
-HOST_BOUND_US = 60.0  # no call of ours or of ATen keeps the host longer
-
-
-class ContextLost(Exception):
-    """The device context is unusable: an earlier kernel trapped. The worker has to be replaced."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +32,14 @@ class Case:
     magnitudes: tuple[torch.Tensor, ...]
 
 
-class Trials:
+class Trials(Timed):
     """Candidates of one problem on one device."""
 
     def __init__(self, problem: Problem, device: torch.device, seed: int) -> None:
         self.op: Op = load(problem.op)
-        self.problem, self.device, self.seed = problem, device, seed
+        super().__init__(device)
+        self.problem, self.seed = problem, seed
         self.target = device_target(device)
-        self.timer = timer(device)
         self._cases: dict[str, Case] = {}
 
     def case(self, variant: str) -> Case:
@@ -77,11 +63,11 @@ class Trials:
             torch.cuda.empty_cache()
             raise GristmillError(
                 f"the {variant!r} inputs of {self.problem} and their float64 references do not fit "
-                f"on {self.device} beside what is there: {_reason(error)}"
+                f"on {self.device} beside what is there: {reason_of(error)}"
             ) from error
         except Exception as error:
             raise GristmillError(
-                f"the {step} of `{self.op.name}` raised on {variant!r} inputs: {_reason(error)}"
+                f"the {step} of `{self.op.name}` raised on {variant!r} inputs: {reason_of(error)}"
             ) from error
         case = Case(values, references, magnitudes)
         if variant == self.op.variants[0]:
@@ -98,7 +84,7 @@ class Trials:
             verdict = self._check(impl, config, case, call)
             if not verdict.ok:
                 return Outcome("wrong", verdict.reason, error=verdict.error)
-            outcome = self._time(lambda: call(*case.values), best_us)
+            outcome = self.time_call(lambda: call(*case.values), best_us)
             outcome = replace(outcome, error=verdict.error)
             return self._with_resources(outcome, impl, config, case)
 
@@ -108,9 +94,7 @@ class Trials:
         """Which candidates are correct on every variant (`ok`, with the worst error, untimed)."""
         return [outcome for outcome, _ in self._verified(candidates)]
 
-    def race(
-        self, candidates: Sequence[Candidate]
-    ) -> tuple[list[Outcome], list[dict[str, list[float] | None]]]:
+    def race(self, candidates: Sequence[Candidate]) -> tuple[list[Outcome], list[Samples]]:
         """Finalists: correct on every variant? then timed in turns; outcomes, and samples in the
         candidates' order."""
         verified = self._verified(candidates)
@@ -121,9 +105,9 @@ class Trials:
             for index, (_, call) in enumerate(verified)
             if call is not None
         ]
-        samples: list[dict[str, list[float] | None]] = [{} for _ in candidates]
+        samples: list[Samples] = [{} for _ in candidates]
         if calls:
-            self._race(calls, outcomes, samples)
+            self.race_calls(calls, outcomes, samples)
         return outcomes, samples
 
     def _verified(self, candidates: Sequence[Candidate]) -> list[tuple[Outcome, BoundCall | None]]:
@@ -168,66 +152,6 @@ class Trials:
 
         return self._guarded(candidate, trial)
 
-    def _race(
-        self,
-        calls: Sequence[tuple[int, Callable[[], Any]]],
-        outcomes: list[Outcome],
-        samples: list[dict[str, list[float] | None]],
-    ) -> None:
-        functions = [call for _, call in calls]
-        warm = [median(times) for times in self.timer.device_us(functions, 3)]
-        hosts = self._host_us(functions, warm)
-        pairs = (
-            RACE_PAIRS
-            if self.device.type == "cuda"
-            else int(min(RACE_PAIRS, max(5, 2e6 / sum(warm))))
-        )
-        devices = self.timer.device_us(functions, pairs, max(hosts))
-        graphs = self.timer.graph_us(functions, pairs)
-        for (index, _), host, device, graph in zip(calls, hosts, devices, graphs, strict=True):
-            samples[index] = {"device": device, "graph": graph}
-            outcomes[index] = replace(
-                outcomes[index],
-                device_us=median(device),
-                host_us=median(device) if self.device.type == "cpu" else host,  # one clock
-                graph_us=None if graph is None else median(graph),
-                repeats=len(device),
-            )
-
-    def _host_us(
-        self, calls: Sequence[Callable[[], Any]], device_us: Sequence[float]
-    ) -> list[float]:
-        """Host times of calls, in turns where the host may be what decides."""
-        rounds = HOST_ROUNDS if min(device_us) < HOST_BOUND_US else 1
-        times = [
-            [self.timer.host_us(call, us) for call, us in zip(calls, device_us, strict=True)]
-            for _ in range(rounds)
-        ]
-        return [median(samples) for samples in zip(*times, strict=True)]
-
-    def _time(self, call: Callable[[], Any], best_us: float | None) -> Outcome:
-        call()
-        self.timer.synchronize()
-        best = float("inf") if best_us is None else best_us
-        first = self.timer.device_us([call], 1)[0][0]
-        if first > ABANDON_AFTER_1 * best:
-            return Outcome(
-                "slow",
-                f"{first / best:.1f} times the best at the first repeat",
-                device_us=first,
-                repeats=1,
-            )
-        few = median(self.timer.device_us([call], 5)[0])
-        if few > ABANDON_AFTER_5 * best:
-            return Outcome(
-                "slow", f"{few / best:.2f} times the best after 5 repeats", device_us=few, repeats=5
-            )
-        repeats = int(min(FULL_REPEATS, max(5, TIMED_US / max(few, 1.0))))
-        device_us = median(self.timer.device_us([call], repeats)[0])
-        return Outcome(
-            "ok", device_us=device_us, host_us=self.timer.host_us(call, device_us), repeats=repeats
-        )
-
     def _check(self, impl: Implementation, config: Config, case: Case, call: BoundCall) -> Verdict:
         """A guarded run against the truth; then the bound call, which is what users run, against
         the same: its bits may differ, its errors may not be larger than the bounds."""
@@ -263,31 +187,11 @@ class Trials:
     def _guarded(
         self, candidate: Candidate, trial: Callable[[Implementation, Config], Outcome]
     ) -> Outcome:
-        """The outcome of a trial, whatever it raises: a candidate's failure is a row."""
+        """The outcome of a trial, with the candidate's config checked as part of it."""
         impl = implementation(self.op.name, candidate.implementation)
-        try:
-            config = impl.config(candidate.config, self.problem, self.target)
-            outcome = trial(impl, config)
-        except CompileError as error:
-            outcome = Outcome("compile_error", _reason(error))
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            outcome = Outcome("launch_error", _reason(error))
-        except Exception as error:  # a candidate may raise anything
-            status: Status = (
-                "compile_error" if type(error).__module__.startswith("triton") else "launch_error"
-            )
-            outcome = Outcome(status, _reason(error))
-        try:
-            self.timer.synchronize()
-        except RuntimeError as error:
-            raise ContextLost(outcome.reason or _reason(error)) from error
-        return outcome
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:REASON_CHARS]
+        return self.outcome_of(
+            lambda: trial(impl, impl.config(candidate.config, self.problem, self.target))
+        )
 
 
 def candidate_from_json(data: Mapping[str, Any]) -> Candidate:

@@ -4,19 +4,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from gristmill.core.plan import Outcome
+from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
 from gristmill.measure.isolation import REASON_CHARS, Lines, connect
-from gristmill.tuning.trial import ContextLost, Trials, candidate_from_json
+from gristmill.tuning.timed import ContextLost, Samples
+from gristmill.tuning.trial import Trials, candidate_from_json
 
 RELEASE_AFTER_S = 5.0
 LEAVE_AFTER_S = 60.0
+
+
+class Attempts(Protocol):
+    """Tries candidates: `Trials`, and what other rooms try in workers of theirs."""
+
+    def measure(self, candidate: Candidate, best_us: float | None) -> Outcome: ...
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Outcome]: ...
+
+    def race(self, candidates: Sequence[Candidate]) -> tuple[list[Outcome], list[Samples]]: ...
 
 
 class Session:
@@ -24,16 +35,26 @@ class Session:
 
     def __init__(self) -> None:
         self._key: Any = None
-        self._trials: Trials | None = None
+        self._trials: Attempts | None = None
 
-    def trials(self, request: Mapping[str, Any]) -> Trials:
+    def make(self, request: Mapping[str, Any], device: torch.device) -> Attempts:
+        """The trials that a request is about."""
+        return Trials(Problem.from_json(request["problem"]), device, request["seed"])
+
+    def candidate(self, trials: Attempts, data: Mapping[str, Any]) -> Candidate:
+        """A candidate as it crossed."""
+        del trials
+        return candidate_from_json(data)
+
+    def trials(self, request: Mapping[str, Any]) -> Attempts:
+        """The trials at hand where the request is about the same problem, else new ones."""
         key = (request["problem"], request["device"], request["seed"])
         if self._trials is None or key != self._key:
             self.release()  # the old problem's tensors first
             device = torch.device(request["device"])
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            self._trials = Trials(Problem.from_json(request["problem"]), device, request["seed"])
+            self._trials = self.make(request, device)
             self._key = key
         return self._trials
 
@@ -49,9 +70,9 @@ class Session:
         try:
             trials = self.trials(request)
             if request["do"] == "measure":
-                candidate = candidate_from_json(request["candidate"])
+                candidate = self.candidate(trials, request["candidate"])
                 return {"outcome": trials.measure(candidate, request["best_us"]).to_json()}
-            candidates = [candidate_from_json(c) for c in request["candidates"]]
+            candidates = [self.candidate(trials, c) for c in request["candidates"]]
             if request["do"] == "verify":
                 return {"outcomes": [o.to_json() for o in trials.verify(candidates)]}
             outcomes, samples = trials.race(candidates)
@@ -65,11 +86,10 @@ class Session:
             return {"error": text[:REASON_CHARS]}
 
 
-def main() -> None:
+def serve(session: Session) -> None:
     """Answer until the parent goes away, nobody asks any more, or a candidate has ruined the device
     context."""
     lines = connect()
-    session = Session()
     lines.send({"ready": True})
     while (request := _next(lines, session)) is not None:
         torch.set_num_threads(request["threads"])
@@ -95,4 +115,4 @@ def _next(lines: Lines, session: Session) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Session())

@@ -2,7 +2,7 @@
 
 from gristmill.verify.comparison import Verdict, compare
 from gristmill.verify.memory import Guard, guarded_empty, poison
-from gristmill.verify.run import run_guarded, same_bits
+from gristmill.verify.run import kept, put_back, run_guarded, same_bits
 from gristmill.verify.truth import truth
 
 __all__ = [
@@ -10,7 +10,9 @@ __all__ = [
     "Verdict",
     "compare",
     "guarded_empty",
+    "kept",
     "poison",
+    "put_back",
     "run_guarded",
     "same_bits",
     "truth",

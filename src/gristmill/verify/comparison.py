@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gristmill.core.op import Bounds
+from gristmill.core.op import Bounds, each_bounds
 
 CHUNK_ELEMENTS = 1 << 24  # a comparison's float64 scratch: some times 128 MiB for any tensor
 
@@ -35,9 +35,9 @@ def compare(
     outputs: Sequence[torch.Tensor],
     references: Sequence[torch.Tensor],
     magnitudes: Sequence[torch.Tensor],
-    bounds: Bounds,
+    bounds: Bounds | Sequence[Bounds],
 ) -> Verdict:
-    """Judge outputs against float64 references, within `Bounds`.
+    """Judge outputs against float64 references, within `Bounds`: one for all, or one for each.
 
     A NaN or infinite reference needs the same output. A finite reference that overflows the
     output's dtype needs an output within the bound of the overflow threshold, so that rounding at
@@ -48,15 +48,16 @@ def compare(
             False, torch.inf, f"{len(outputs)} outputs where the reference has {len(references)}"
         )
     worst = 0.0
-    for index, (out, ref, magnitude) in enumerate(
-        zip(outputs, references, magnitudes, strict=True)
+    allowed = each_bounds(bounds, len(references))
+    for index, (out, ref, magnitude, bound) in enumerate(
+        zip(outputs, references, magnitudes, allowed, strict=True)
     ):
         if out.shape != ref.shape:
             reason = (
                 f"output {index} has shape {tuple(out.shape)}, the reference {tuple(ref.shape)}"
             )
             return Verdict(False, torch.inf, reason)
-        verdict = _compare_one(index, out, ref, magnitude, bounds)
+        verdict = _compare_one(index, out, ref, magnitude, bound)
         if not verdict.ok:
             return verdict
         worst = max(worst, verdict.error)

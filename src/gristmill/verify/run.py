@@ -34,14 +34,14 @@ def run_guarded(
     for the device.
     """
     op = implementation.op
-    before = [_written(v).clone() if isinstance(v, torch.Tensor) else None for v in values]
+    before = kept(values)
     try:
         outputs, guards = _outputs(implementation, values, config, call)
     except Exception:
         with contextlib.suppress(RuntimeError):  # a lost device context
-            _put_back(op.names, values, before)
+            put_back(op.names, values, before)
         raise
-    changed = _put_back(op.names, values, before)
+    changed = put_back(op.names, values, before)
     if not all(guard.intact() for guard in guards):
         return outputs, "it wrote outside its outputs and workspace"
     if changed:
@@ -125,8 +125,13 @@ def _written(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _put_back(
-    names: tuple[str, ...], values: tuple[Any, ...], before: Sequence[torch.Tensor | None]
+def kept(values: Sequence[Any]) -> list[torch.Tensor | None]:
+    """Copies of the tensors among these arguments, for `put_back`."""
+    return [_written(v).clone() if isinstance(v, torch.Tensor) else None for v in values]
+
+
+def put_back(
+    names: Sequence[str], values: Sequence[Any], before: Sequence[torch.Tensor | None]
 ) -> list[str]:
     """Which arguments were changed; they are what they were before, afterwards."""
     changed = []

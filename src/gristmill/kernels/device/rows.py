@@ -13,15 +13,22 @@ MAX_LEADING = 3
 MAX_ROWS = 2**31 - 1  # a program for each: the longest grid
 
 
-def collapse_rows(spec: TensorSpec) -> tuple[tuple[int, int], ...]:
-    """(size, stride) of every dimension but the last, merged where they can be, innermost first
-    (`merge_dims`); never empty."""
-    return merge_dims(spec.shape[:-1], spec.strides[:-1]) or ((1, 0),)
+def collapse_rows(spec: TensorSpec, *others: TensorSpec) -> tuple[tuple[int, ...], ...]:
+    """(size, stride, strides of the `others` ...) of every dimension but the last, merged where
+    they can be in every tensor, innermost first. The tensors have the same leading sizes.
+
+    A merged dimension walks the rows in the same order as the dimensions it stands for; never
+    empty.
+    """
+    specs = (spec, *others)
+    merged = merge_dims(spec.shape[:-1], *(s.strides[:-1] for s in specs))
+    return merged or ((1, *(0 for _ in specs)),)
 
 
-def why_not_rows(spec: TensorSpec) -> str | None:
-    """Why the rows of `x` cannot be walked by `row_offset`, or `None`."""
-    dims, n_rows = len(collapse_rows(spec)), math.prod(spec.shape[:-1])
+def why_not_rows(spec: TensorSpec, *others: TensorSpec) -> str | None:
+    """Why the rows of `x` (and of what lies beside it) cannot be walked by `row_offset`, or
+    `None`."""
+    dims, n_rows = len(collapse_rows(spec, *others)), math.prod(spec.shape[:-1])
     if dims > MAX_LEADING:
         return (
             f"the rows of `x` have {dims} dimensions that do not merge; at most {MAX_LEADING} "
@@ -30,11 +37,13 @@ def why_not_rows(spec: TensorSpec) -> str | None:
     return f"{n_rows} rows are more than {MAX_ROWS}" if n_rows > MAX_ROWS else None
 
 
-def leading_arguments(spec: TensorSpec) -> tuple[int, ...]:
-    """`size_0, size_1, stride_0, stride_1, stride_2` for `row_offset`, absent dimensions as size 1,
-    stride 0."""
-    pairs = (*collapse_rows(spec), (1, 0), (1, 0))[:MAX_LEADING]
-    return (pairs[0][0], pairs[1][0], *(stride for _, stride in pairs))
+def leading_arguments(spec: TensorSpec, *others: TensorSpec) -> tuple[int, ...]:
+    """`size_0, size_1`, then `stride_0, stride_1, stride_2` of each tensor, for `row_offset`;
+    absent dimensions as size 1, stride 0."""
+    absent = (1, *(0 for _ in (spec, *others)))
+    dims = (*collapse_rows(spec, *others), absent, absent)[:MAX_LEADING]
+    sizes, *strides = zip(*dims, strict=True)
+    return (*sizes[:2], *(stride for each in strides for stride in each))
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
+from gristmill.kernels.device.row_tiles import RESIDENT, VALUES, WHOLE_ACCESSES, no_taller
 from gristmill.kernels.device.rows import (
     collapse_rows,
     leading_arguments,
@@ -75,24 +76,15 @@ SPACE = Space(
     when(lambda c, p, t: c["PERSISTENT"], choice("PROGRAMS_PER_SM", 1, 2, 4, 8, 16)),
     when(lambda c, p, t: c["PERSISTENT"], choice("STAGES", 1, 2, 3)),
     derive("BLOCK_N", lambda c, p, t: _width(p)),
-    derive("VALUES", lambda c, p, t: c["BLOCK_M"] * c["BLOCK_N"] // (c["num_warps"] * t.warp_size)),
+    VALUES,
     derive("NUM_PROGRAMS", lambda c, p, t: c.get("PROGRAMS_PER_SM", 0) * t.num_sms),
     require(
         "a thread holds more than 64 values of the tile",
         lambda c, p, t: c["VALUES"] <= MAX_VALUES_PER_THREAD,
     ),
-    require(
-        "a thread holds less than one 16-byte access",
-        lambda c, p, t: c["num_warps"] == 1 or c["VALUES"] * p["x"].itemsize >= 16,
-    ),
-    require(
-        "a tile has more rows than the problem",
-        lambda c, p, t: c["BLOCK_M"] < 2 * max(1, rows(p)),
-    ),
-    require(
-        "the programs of a processor have more than 2,048 threads",
-        lambda c, p, t: c.get("PROGRAMS_PER_SM", 1) * c["num_warps"] * t.warp_size <= 2048,
-    ),
+    WHOLE_ACCESSES,
+    no_taller(rows),
+    RESIDENT,
     require(
         "tiles in flight need more shared memory than there is",
         lambda c, p, t: (

@@ -1,0 +1,91 @@
+"""The line that stands in a user's code today, by op: what a benchmark's column `torch` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from gristmill.core.op import Op
+
+Call = Callable[[], Any]
+
+
+def plain_call(op: Op, values: tuple[Any, ...]) -> tuple[str, Call]:
+    """What a user calls without us, under the settings of their process, and its name: fast ways
+    that leave the op's bounds (TF32, reduced-precision sums) included. Of an op that is not here,
+    the reference.
+
+    A backward pass is torch's own, through a forward pass that was made before, on these values.
+    """
+    if op.name not in _PLAIN:
+        return "the op's reference", partial(op.reference, *values)
+    what, prepare = _PLAIN[op.name]
+    return what, prepare(*values)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _rms_norm_backward(
+    grad_out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    weight_grad: bool,
+) -> Call:
+    leaf, learned = _leaf(x), None if weight is None else _leaf(weight, weight_grad)
+    with torch.enable_grad():
+        out = _rms_norm(leaf, learned, eps)
+    return _backward(out, (leaf, learned), grad_out)
+
+
+def _silu_and_mul(x: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
+    gate, other = x.chunk(2, dim=-1) if up is None else (x, up)
+    return functional.silu(gate) * other
+
+
+def _silu_and_mul_backward(
+    grad_out: torch.Tensor, x: torch.Tensor, up: torch.Tensor | None
+) -> Call:
+    leaf, other = _leaf(x), None if up is None else _leaf(up)
+    with torch.enable_grad():
+        out = _silu_and_mul(leaf, other)
+    return _backward(out, (leaf, other), grad_out)
+
+
+def _leaf(tensor: torch.Tensor, needed: bool = True) -> torch.Tensor:
+    return tensor.detach().requires_grad_(needed)
+
+
+def _backward(
+    out: torch.Tensor, leaves: tuple[torch.Tensor | None, ...], grad_out: torch.Tensor
+) -> Call:
+    """The gradients of `leaves`; of one that needs none, an empty tensor (as our ops have it)."""
+    wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+
+    def call() -> tuple[torch.Tensor, ...]:
+        found = iter(torch.autograd.grad(out, wanted, grad_out, retain_graph=True))
+        return tuple(
+            next(found) if leaf is not None and leaf.requires_grad else out.new_empty(0)
+            for leaf in leaves
+        )
+
+    return call
+
+
+def _called(function: Callable[..., Any]) -> Callable[..., Call]:
+    return lambda *values: partial(function, *values)
+
+
+_PLAIN: dict[str, tuple[str, Callable[..., Call]]] = {
+    "matmul": ("torch.matmul", _called(lambda a, b, *_: torch.matmul(a, b))),
+    "rms_norm": ("torch.nn.functional.rms_norm", _called(_rms_norm)),
+    "rms_norm_backward": ("autograd of torch.nn.functional.rms_norm", _rms_norm_backward),
+    "silu_and_mul": ("torch.nn.functional.silu(gate) * up", _called(_silu_and_mul)),
+    "silu_and_mul_backward": ("autograd of silu(gate) * up", _silu_and_mul_backward),
+}

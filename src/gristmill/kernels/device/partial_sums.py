@@ -1,0 +1,54 @@
+"""The sum of what many programs have each summed: the second half of a deterministic reduction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from gristmill.core.launch import Launch
+from gristmill.core.target import Target
+
+TILE = 4096  # values that a program asks for at once: 32 a thread, eight 16-byte loads
+NUM_WARPS = 4
+
+
+@triton.jit(do_not_specialize=["n_partials"])
+def _sum_partials_kernel(
+    partial_ptr, out_ptr, n_partials, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < N
+    total = tl.zeros((BLOCK_P, BLOCK_N), tl.float32)
+    for start in range(0, n_partials, BLOCK_P):
+        rows = start + tl.arange(0, BLOCK_P)
+        mask = (rows < n_partials)[:, None] & col_mask[None, :]
+        offset = (rows.to(tl.int64) * N)[:, None] + cols[None, :]
+        total += tl.load(partial_ptr + offset, mask=mask, other=0.0)
+    out = tl.sum(total, axis=0).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + cols, out, mask=col_mask)
+
+
+def sum_block(width: int, target: Target) -> int:
+    """Columns of a program, so few that every processor has some, and at least 32 bytes of each
+    row."""
+    block = 64
+    while block > 8 and triton.cdiv(width, block) < target.num_sms:
+        block //= 2
+    return block
+
+
+def sum_partials(partials: torch.Tensor, out: torch.Tensor, block_n: int) -> Launch:
+    """`out[n] = sum over p of partials[p, n]`, always in the same order; `partials` is a contiguous
+    float32 (P, N)."""
+    n_partials, width = partials.shape
+    args: tuple[Any, ...] = (partials, out, n_partials, width)
+    return Launch(
+        kernel=_sum_partials_kernel,
+        grid=(triton.cdiv(width, block_n),),
+        args=args,
+        constexprs={"BLOCK_P": TILE // block_n, "BLOCK_N": block_n},
+        options={"num_warps": NUM_WARPS},
+    )

@@ -1,0 +1,1 @@
+"""Tuning of kernels that are no ops: `gristmill.autotune` and `gristmill.TritonAutoTuner`."""

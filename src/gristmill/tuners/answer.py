@@ -1,0 +1,185 @@
+"""The config for a call of a user's kernel: kept, measured now, or the first that there is."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gristmill import settings, tuning
+from gristmill.cache.store import PlanStore, store
+from gristmill.core.config import Config
+from gristmill.core.plan import INTERRUPTED, Candidate, Outcome, Plan
+from gristmill.core.target import device_target
+from gristmill.errors import InvalidConfigError
+from gristmill.tuners.choices import Choices
+from gristmill.tuners.run import KernelRun, KernelTask
+
+ALWAYS_S = math.inf
+AGAIN_S = 30.0  # beside another process that tunes the same
+OBJECTIVE = "graph"  # device time: every config of a kernel costs the host the same
+
+
+class AutotuneWarning(UserWarning):
+    """A kernel is tuned in a way that its user may not expect: in this process, or not now."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A config, for how many seconds it is to be used before the question is asked again, and what
+    was measured for it now."""
+
+    config: Config
+    keep_s: float
+    plan: Plan | None = None
+    outcomes: Mapping[Candidate, Outcome] = field(default_factory=dict)
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def say_once(name: str, text: str) -> None:
+    """Warn about a kernel, once."""
+    if (name, text) not in _said:
+        _said.add((name, text))
+        warnings.warn(f"{name}: {text}", AutotuneWarning, stacklevel=3)
+
+
+def is_isolated(task: KernelTask, device: torch.device, wanted: bool | None) -> bool:
+    """Whether candidates are tried in a worker: on a GPU, where everything can travel."""
+    if wanted is False or (wanted is None and (device.type == "cpu" or task.interpreted)):
+        return False
+    reason = task.why_not_travel()
+    if reason:
+        say_once(
+            task.name,
+            f"candidates run in this process, on copies of the arguments, because {reason}; one "
+            "that traps or hangs takes the process with it.",
+        )
+    return not reason
+
+
+def answer(
+    task: KernelTask,
+    device: torch.device,
+    *,
+    isolate: bool | None = None,
+    keep: bool = True,
+    **limits: Any,
+) -> Answer:
+    """The config for a task: the plan kept for it, else what measuring gives, else the first.
+
+    Raises:
+        TuningError: no config runs, or none is right.
+        TuningInterrupted: a `KeyboardInterrupt`, after keeping what was measured.
+    """
+    keep = keep and bool(task.source_hash)
+    if keep:
+        plan, complete = _kept(task, device, store())
+        if plan is not None and complete:
+            return _answer(task, device, plan, ALWAYS_S)
+    refusal = tuning.refusal()
+    if refusal or settings.current().tune == "never":
+        if refusal:
+            say_once(task.name, f"it is not tuned {refusal}. Call it once before, to tune it.")
+        return _untuned(task, device, keep, 0.0 if refusal else ALWAYS_S)
+    with _place(keep) as place:
+        run = tune(task, device, place, isolate=isolate, **limits)
+        plan = None if run is None else run.result.plans.get(OBJECTIVE)
+        if run is not None and run.result.interrupted:
+            raise tuning.TuningInterrupted(run.result)
+    if run is None or plan is None:
+        return _untuned(task, device, keep, AGAIN_S)
+    return replace(_answer(task, device, plan, ALWAYS_S), outcomes=run.result.outcomes)
+
+
+@contextmanager
+def _place(keep: bool) -> Iterator[PlanStore]:
+    """The user's store, or one that ends with the run."""
+    if keep:
+        yield store()
+        return
+    with tempfile.TemporaryDirectory(prefix="gristmill-") as folder:
+        yield PlanStore(Path(folder))
+
+
+def tune(
+    task: KernelTask,
+    device: torch.device,
+    place: PlanStore,
+    *,
+    isolate: bool | None = None,
+    budget_s: float | None = None,
+    trials: int | None = None,
+    strategy: str = "auto",
+    seed: int = 0,
+) -> KernelRun | None:
+    """A finished run for a task, or `None` where another process is tuning the same one.
+
+    A list of configs is measured to its end, unless a limit is given; a space for as long as an op
+    would be.
+    """
+    target, bucket = device_target(device), task.bucket(task.problem)
+    listed = isinstance(task.space, Choices)
+    seconds = math.inf if listed else settings.current().budget_s
+    budget = tuning.Budget(
+        seconds if budget_s is None else budget_s,
+        task.space.size if listed and trials is None else trials,
+    )
+    with place.lease(f"{task.name}|{bucket.key}|{target.key}") as mine:
+        if not mine:
+            return None
+        known = place.plan(task.name, bucket.key, target.key, OBJECTIVE)
+        # After an upgrade only the best few are measured again: the search is not repeated.
+        explore = known is None or not known.revalidate or known.provenance == INTERRUPTED
+        run = KernelRun(
+            task,
+            device,
+            place,
+            is_isolated(task, device, isolate),
+            budget,
+            strategy,
+            seed,
+            tuning.observer(),
+            explore,
+        )
+        run.run()
+        return run
+
+
+def _kept(task: KernelTask, device: torch.device, place: PlanStore) -> tuple[Plan | None, bool]:
+    """The plan kept for a task, and whether it has nothing new to hear of: no other version, no
+    config that was never measured."""
+    target, bucket = device_target(device), task.bucket(task.problem)
+    plan = place.plan(task.name, bucket.key, target.key, OBJECTIVE)
+    if plan is None or plan.source_hash != task.source_hash:
+        return None, False
+    try:
+        task.config(plan.candidate.config, task.problem, target)
+    except InvalidConfigError:
+        return None, False
+    if plan.revalidate or not isinstance(task.space, Choices):
+        return plan, not plan.revalidate
+    rows = place.measurements(task.name, bucket.key, target.key)
+    measured = {m.candidate.config for m in rows if m.source_hash == task.source_hash}
+    return plan, measured.issuperset(task.space.values)
+
+
+def _answer(task: KernelTask, device: torch.device, plan: Plan, keep_s: float) -> Answer:
+    """A plan as an answer, with what its space derives."""
+    config = task.config(plan.candidate.config, task.problem, device_target(device))
+    return Answer(config, keep_s, plan)
+
+
+def _untuned(task: KernelTask, device: torch.device, keep: bool, keep_s: float) -> Answer:
+    plan = _kept(task, device, store())[0] if keep else None
+    if plan is not None:
+        return _answer(task, device, plan, keep_s)
+    return Answer(task.config(None, task.problem, device_target(device)), keep_s)

@@ -1,0 +1,387 @@
+"""A tuning run over a user's kernel: the run of `tuning` with a kernel in place of an op, tried in
+a worker or in this process."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from gristmill import settings
+from gristmill.cache.store import PlanStore
+from gristmill.core.config import Config, Value
+from gristmill.core.implementation import Kind
+from gristmill.core.plan import Candidate, Objective, Outcome, Plan
+from gristmill.core.problem import Bucket, Problem
+from gristmill.core.provenance import provenance
+from gristmill.core.space import Space
+from gristmill.core.target import Target
+from gristmill.errors import InvalidConfigError, TuningError
+from gristmill.tuners.arguments import Arguments, CannotTravelError, copies_of, encode_values
+from gristmill.tuners.choices import Choices, label
+from gristmill.tuners.compiler import KernelCompilePool
+from gristmill.tuners.travel import pack
+from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
+from gristmill.tuners.worker import TASK
+from gristmill.tuning.budget import Budget
+from gristmill.tuning.measurer import Measurer
+from gristmill.tuning.progress import Observer
+from gristmill.tuning.runner import TuningRun
+from gristmill.tuning.subject import Compiles, Measures
+from gristmill.tuning.timed import ContextLost, Effort, reason_of
+
+TRAVEL_BYTES = 1 << 30  # of arguments that cross to the worker through a file
+UNCHECKED = "; its outputs were not checked"
+
+Resolve = Callable[[Config], Call]
+
+
+@dataclass(frozen=True)
+class KernelTask:
+    """One call of a user's kernel, to be tuned.
+
+    Attributes:
+        name: the kernel, in the store.
+        key: what a plan of it is kept for.
+        function: a `@triton.jit` kernel, or a Python function.
+        arguments: those of the call, without what a config adds.
+        problem: the call without its values, for the rules of a space.
+        space: the configs.
+        resolve: how a config is called; may raise, which is the config's outcome.
+        source_hash: of the kernel; empty where nothing can be kept.
+        terms, effort, hooks: how candidates are checked and timed.
+        make_truth: gives what the outputs should be, by name.
+    """
+
+    name: str
+    key: str
+    function: Any
+    arguments: Arguments
+    problem: Problem
+    space: Space
+    resolve: Resolve
+    source_hash: str
+    terms: Terms
+    effort: Effort = field(default_factory=Effort)
+    hooks: Hooks = NO_HOOKS
+    make_truth: Callable[[], Mapping[str, torch.Tensor]] | None = None
+
+    @cached_property
+    def truth(self) -> Mapping[str, torch.Tensor]:
+        """What the outputs should be, worked out when it is needed."""
+        return {} if self.make_truth is None else self.make_truth()
+
+    @property
+    def asked(self) -> Terms:
+        """The terms, with the outputs that the reference knows of."""
+        if self.make_truth is None:
+            return self.terms
+        return replace(self.terms, outputs=tuple(self.truth))
+
+    @property
+    def kind(self) -> Kind:
+        """Kernels are searched."""
+        return "triton"
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether Triton's interpreter runs the kernel."""
+        return type(self.function).__name__ == "InterpretedFunction"
+
+    def bucket(self, problem: Problem) -> Bucket:
+        """What a plan is kept for: the key."""
+        del problem
+        # two scripts' kernels of one name do not put each other's plans out
+        return Bucket(self.name, (), f"{self.key},source={self.source_hash}")
+
+    def axes(self, problem: Problem) -> tuple[()]:
+        """No size is rounded: a plan has no neighbours."""
+        del problem
+        return ()
+
+    def why_not(self, problem: Problem, target: Target) -> str | None:
+        """Whoever calls a kernel knows that it runs here."""
+        del problem, target
+        return None
+
+    def config(
+        self, values: Mapping[str, Value] | None, problem: Problem, target: Target
+    ) -> Config:
+        """A checked config: these values, or the first of the space for `None`."""
+        if values is not None:
+            return self.space.config(values, problem, target)
+        found = next(self.space.valid(problem, target), None)
+        if found is None:
+            reasons = self.space.rejections(problem, target)
+            raise TuningError(
+                f"{problem} has no valid config: {dict(reasons)}. Loosen the constraints of "
+                "`space`, or add values."
+            )
+        return found
+
+    def why_not_travel(self) -> str:
+        """Why this cannot be tried in a worker, or an empty string."""
+        if self.hooks:
+            return "a hook or `do_bench` is a function of yours"
+        for value in self.arguments.opaque():
+            return f"an argument is a {type(value).__name__}"
+        if isinstance(self.space, Choices):
+            for values in self.space.values.values():
+                try:
+                    encode_values(values)
+                except CannotTravelError as error:
+                    return f"of {label(values)}, {error}"
+        if self.arguments.size_bytes > TRAVEL_BYTES:
+            size_gib = self.arguments.size_bytes / (1 << 30)
+            return f"the arguments' memory is {size_gib:.1f} GiB"
+        return self._why_not_pack
+
+    @cached_property
+    def _why_not_pack(self) -> str:
+        try:
+            pack(self.function)
+        except CannotTravelError as error:
+            return str(error)
+        return ""
+
+    def save(self, folder: Path) -> None:
+        """Write everything that a worker needs into a folder.
+
+        Raises:
+            CannotTravelError: something has no description.
+        """
+        truth = Arguments.of((), self.truth).save(folder, "truth") if self.truth else None
+        task = {
+            "function": pack(self.function),
+            "arguments": self.arguments.save(folder, "arguments"),
+            "truth": truth,
+            "terms": asdict(self.asked),
+            "effort": asdict(self.effort),
+        }
+        (folder / TASK).write_text(json.dumps(task))
+
+
+class _NothingToCompile:
+    """Stands for a compile server: a candidate is compiled by its trial."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Candidate] = []
+
+    @property
+    def pending(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, candidate: Candidate) -> None:
+        self._waiting.append(candidate)
+
+    def collect(self) -> tuple[Candidate, Outcome]:
+        return self._waiting.pop(0), Outcome("ok")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+class WorkerMeasurer(Measurer):
+    """Tries candidates in a worker, which reads the call from a folder that lives as long as the
+    run."""
+
+    worker = "gristmill.tuners.worker"
+
+    def __init__(self, task: KernelTask, device: torch.device, seed: int) -> None:
+        super().__init__(Problem(task.name, ()), device, seed)
+        self._task = task
+        self._stack = ExitStack()
+        self.folder = ""  # of the task, while the run lasts
+
+    def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
+        """The outcome of one candidate, whatever it does to the worker."""
+        try:
+            self._task.resolve(candidate.config).to_json()
+        except Exception as error:  # noqa: BLE001 - a user's grid or heuristic: this config's outcome
+            return Outcome("launch_error", reason_of(error))
+        return super().measure(candidate, best_us)
+
+    def encode(self, candidate: Candidate) -> dict[str, Any]:
+        """A candidate as it crosses to the worker: with its call."""
+        return {**super().encode(candidate), "call": self._task.resolve(candidate.config).to_json()}
+
+    def _timeout_s(self, candidates: Sequence[Candidate]) -> float:
+        del candidates
+        return settings.current().candidate_timeout_s
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:  # closed where the reference raises
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
+            self._task.save(Path(folder))
+            self.folder = self._base["folder"] = self._base["problem"] = folder
+            super().__enter__()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        super().__exit__(kind, *exc)
+        self._stack.close()
+
+
+class LocalMeasurer:
+    """Tries candidates in this process, on copies."""
+
+    def __init__(self, task: KernelTask, device: torch.device) -> None:
+        self._task, self._device = task, device
+        self._stack = ExitStack()
+        self._trials: KernelTrials | None = None
+
+    def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
+        """The outcome of one candidate.
+
+        Raises:
+            TuningError: it has ruined this process's device context.
+        """
+        try:
+            self._prepared([candidate])
+        except Exception as error:  # noqa: BLE001 - as for the worker
+            return Outcome("launch_error", reason_of(error))
+        return self._in_context(lambda trials: trials.measure(candidate, best_us), [candidate])
+
+    def race(self, candidates: Sequence[Candidate]) -> tuple[list[Outcome], list[dict[str, Any]]]:
+        """Outcomes and samples of finalists timed in turns."""
+        return self._in_context(lambda trials: trials.race(candidates), candidates)
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """Outcomes of candidates that are run once."""
+        return self._in_context(lambda trials: trials.verify(candidates), candidates)
+
+    def _prepared(self, candidates: Sequence[Candidate]) -> KernelTrials:
+        assert self._trials is not None
+        for candidate in candidates:
+            self._trials.calls[candidate] = self._task.resolve(candidate.config)
+        return self._trials
+
+    def _in_context(
+        self, ask: Callable[[KernelTrials], Any], candidates: Sequence[Candidate]
+    ) -> Any:
+        try:
+            return ask(self._prepared(candidates))
+        except ContextLost as lost:
+            named = ", ".join(str(c.config) for c in candidates)
+            raise TuningError(
+                f"{self._task.name} has ruined the device context of this process, with {named}: "
+                f"{lost}. Start again without that config, or let the kernel be tried in a worker."
+            ) from lost
+
+    def __enter__(self) -> Self:
+        task = self._task
+        with ExitStack() as stack:  # as for the worker
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
+            if self._device.type == "cuda":
+                stack.enter_context(torch.cuda.device(self._device))
+            self._trials = KernelTrials(
+                task.function,
+                copies_of(task.arguments),
+                task.truth,
+                task.asked,
+                self._device,
+                task.effort,
+                Path(folder),
+                task.hooks,
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._trials = None
+        self._stack.close()
+
+
+class KernelRun(TuningRun):
+    """One run for one call of a user's kernel."""
+
+    def __init__(
+        self,
+        task: KernelTask,
+        device: torch.device,
+        store: PlanStore,
+        isolate: bool,
+        budget: Budget,
+        strategy: str = "auto",
+        seed: int = 0,
+        observer: Observer | None = None,
+        explore: bool = True,
+    ) -> None:
+        self._task, self._isolate = task, isolate
+        super().__init__(
+            task, task.problem, device, store, budget, strategy, seed, observer, explore
+        )
+        known = store.measurements(task.name, self.bucket.key, self.target.key)
+        if explore and isinstance(task.space, Choices):  # a new config is measured, the old not
+            now = (task.source_hash, provenance())
+            configs = {m.candidate.config for m in known if (m.source_hash, m.provenance) == now}
+            self._strategies[task.name].seen.update(configs)
+
+    def tunables(self) -> Sequence[KernelTask]:
+        """The kernel alone."""
+        return (self._task,)
+
+    def tunable(self, name: str) -> KernelTask:
+        """The kernel."""
+        del name
+        return self._task
+
+    def make_measurer(self, seed: int) -> Measures:
+        """A worker where everything can travel, this process where not."""
+        if self._isolate:
+            return WorkerMeasurer(self._task, self.device, seed)
+        return LocalMeasurer(self._task, self.device)
+
+    def make_pool(self) -> Compiles:
+        """A compile server where the kernel is in a folder for it; elsewhere candidates are
+        compiled as they are tried."""
+        compiled = (
+            type(self._task.function).__name__ == "JITFunction"
+        )  # Gluon's are another language
+        if compiled and isinstance(self._measurer, WorkerMeasurer):
+            return KernelCompilePool(self._measurer.folder, self.target, self._task.resolve)
+        return _NothingToCompile()
+
+    def _first_candidates(self) -> list[Candidate]:
+        """As for an op, without what was measured once and is no config any more."""
+
+        def valid(candidate: Candidate) -> bool:
+            try:
+                self._task.config(candidate.config, self.problem, self.target)
+            except InvalidConfigError:
+                return False
+            return True
+
+        return [c for c in super()._first_candidates() if valid(c)]
+
+    def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:
+        plan = super()._plan(pool, objective)
+        if plan is None or self._task.terms.check != "none" or plan.reason.endswith(UNCHECKED):
+            return plan
+        return replace(plan, reason=plan.reason + UNCHECKED)
+
+    def _decide(self) -> None:
+        """As for an op; where candidates are compared with each other and most are unlike the
+        first, nobody knows which of them are right."""
+        outcomes = list(self.result.outcomes.values())
+        unlike = [o for o in outcomes if o.status == "wrong" and o.reason.startswith("unlike")]
+        right = sum(o.status in ("ok", "slow") for o in outcomes)
+        if self._task.terms.check == "agree" and len(unlike) > right:
+            raise TuningError(
+                f"{self.problem} has no plan: {len(unlike)} of {len(outcomes)} configs give other "
+                f"outputs than the first ({unlike[0].reason}), so it is not known who is right. "
+                "Pass `reference=`, or widen `rtol` and `atol`."
+            )
+        super()._decide()
