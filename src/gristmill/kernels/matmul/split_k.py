@@ -62,16 +62,17 @@ def _matmul_fwd_split_k_kernel(
     M, stride_lm, N, stride_rn, K, stride_lk, stride_rk = known_vectors(
         M, stride_lm, N, stride_rn, K, stride_lk, stride_rk, LEFT_ALONG_M, RIGHT_ALONG_N, VECTOR
     )
-    part_k = tl.cdiv(tl.cdiv(K, BLOCK_K), tl.num_programs(1)) * BLOCK_K
-    tile, part = tl.program_id(0), tl.program_id(1)
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    tiles = tiles_m * tiles_n
+    part, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    parts = tl.num_programs(0) // tiles
+    part_k = tl.cdiv(tl.cdiv(K, BLOCK_K), parts) * BLOCK_K
     # Tiles of the same piece of the weight are neighbours; of its columns the compiler hears here.
     if IS_SWAPPED:
         M = known_multiple(M, COLUMNS_OF)
-        tiles_n = tl.cdiv(N, BLOCK_N)
         pid_m, pid_n = tile // tiles_n, tile % tiles_n
     else:
         N = known_multiple(N, COLUMNS_OF)
-        tiles_m = tl.cdiv(M, BLOCK_M)
         pid_m, pid_n = tile % tiles_m, tile // tiles_m
     m = (pid_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = (pid_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -213,7 +214,7 @@ def _launch(
     right_along_n = right_strides[0] == 1 != right_strides[1]
     multiply = Launch(
         kernel=_matmul_fwd_split_k_kernel,
-        grid=(triton.cdiv(rows, block_m) * triton.cdiv(cols, block_n), parts),
+        grid=(triton.cdiv(rows, block_m) * triton.cdiv(cols, block_n) * parts,),
         args=(
             *(left, *left_strides, right, *right_strides[::-1]),
             *((workspace or outputs)[0], *out_strides, rows, cols, k),
