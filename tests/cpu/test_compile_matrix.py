@@ -8,6 +8,7 @@ import pytest
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core import registry
 from gristmill.core.target import named_target
+from gristmill.specs.matmul import problem_of
 from gristmill.testing import configs
 from gristmill.testing.cases import layouts
 
@@ -48,7 +49,17 @@ def test_priors_fit_in_registers(implementation, problem, target):
         assert binary.shared_bytes <= target.shared_memory_bytes
 
 
-SOME = ("square-4096", "llama3-8b-qkv-m64", "square-1024-fp32", "8192x8192", "qk-norm-64x40x128")
+SOME = (
+    "square-4096",
+    "square-4096-tf32",
+    "llama3-8b-qkv-m64",
+    "llama3-8b-o-m1",
+    "square-1024-fp32",
+    "odd-1023x1000x1031",
+    "heads-32x128x4096x128",
+    "8192x8192",
+    "qk-norm-64x40x128",
+)
 
 
 @pytest.mark.parametrize(("implementation", "problem", "target"), list(supported(SOME)))
@@ -82,6 +93,108 @@ def test_hopper_products_run_on_warpgroups(name, workload):
     if name == "persistent_tma":
         assert "UTMALDG" in binary.sass
         assert "UTMASTG" in binary.sass
+
+
+def matmul_binaries(name, problem, **knobs):
+    implementation = registry.implementation("matmul", name)
+    config = {**implementation.config(None, problem, HOPPER).knobs, **knobs}
+    return compiled(implementation, problem, HOPPER, config)
+
+
+def memory_operations(binary, *names):
+    """The machine code's instructions of these names, with their widths."""
+    return re.findall(rf"\b(?:{'|'.join(names)})\b[.\w]*", binary.sass)
+
+
+def workload(name):
+    return registry.load("matmul").workload(name).problem
+
+
+@pytest.mark.parametrize(("m", "shape"), [(16, "64x16x16"), (64, "64x128x16")])
+def test_few_rows_are_the_short_side_of_a_product(m, shape):
+    for layer in ("qkv", "gate_up"):
+        binary, *_ = matmul_binaries("split_k", workload(f"llama3-8b-{layer}-m{m}"))
+        assert f"HGMMA.{shape}" in binary.sass
+        loads = memory_operations(binary, "LDGSTS")
+        assert loads
+        assert all(".128" in load for load in loads)
+        assert all(".128" in store for store in memory_operations(binary, "STG"))
+
+
+def test_parts_are_added_16_bytes_at_a_time():
+    _, add = matmul_binaries("split_k", workload("llama3-8b-down-m16"), SPLIT_K=4)
+    assert all(".128" in op for op in memory_operations(add, "LDG", "STG"))
+
+
+def test_an_evicted_weight_is_read_by_plain_loads():
+    problem = workload("llama3-8b-qkv-m16")
+    binary, *_ = matmul_binaries("split_k", problem, num_stages=1, EVICT="evict_first")
+    loads = memory_operations(binary, "LDG")
+    assert sum(".EF.128" in load for load in loads) == 8  # a 64 x 128 block among 128 threads
+
+
+@pytest.mark.parametrize("layer", ["qkv", "o", "gate_up", "down"])
+def test_a_row_reads_the_weight_in_eight_loads_of_16_bytes_a_thread(layer):
+    (binary,) = matmul_binaries("gemv", workload(f"llama3-8b-{layer}-m1"))
+    loads = [load for load in memory_operations(binary, "LDG") if ".EL" not in load]
+    assert len(loads) == 8
+    assert all(".EF.128" in load for load in loads)
+    (folded,) = matmul_binaries("gemv", workload(f"llama3-8b-{layer}-m1"), FOLD=8)
+    assert folded.registers <= binary.registers // 2 + 8
+    assert folded.spills == 0
+    assert all(".128" in load for load in memory_operations(folded, "LDG"))
+
+
+@pytest.mark.parametrize("name", ["tiled", "split_k"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        problem_of(520, 1000, 1032),  # rows of an odd number of eights
+        problem_of(520, 1000, 1032, weight=False),
+        problem_of(520, 1000, 1032, weight=False, along_m=True),
+        problem_of(260, 516, 1028, "float32", tf32=True),
+    ],
+    ids=str,
+)
+def test_rows_on_16_bytes_are_read_16_bytes_at_a_time(name, problem):
+    binary, *_ = matmul_binaries(name, problem)
+    loads = memory_operations(binary, "LDGSTS", "LDG")
+    assert loads
+    assert all(".128" in load for load in loads), loads
+
+
+@pytest.mark.parametrize("weight", ["", "-row-major"])
+def test_odd_rows_are_copied_in_order_and_multiplied_by_tma(weight):
+    pad, product = matmul_binaries("padded", workload(f"odd-1023x1000x1031{weight}"), PDL=True)
+    assert set(memory_operations(pad, "LDG")) == {"LDG.E.U16"}
+    assert all(".128" in store for store in memory_operations(pad, "STG"))
+    # A warp's lanes read 32 elements in a row.
+    assert "threadsPerWarp = [1, 1, 32]" in pad.kernel.asm["ttgir"]
+    assert "UTMALDG" in product.sass
+    assert "UTMASTG" in product.sass
+    assert "PREEXIT" in pad.sass
+    assert "ACQBULK" in product.sass
+    assert product.kernel.metadata.launch_pdl
+
+
+def test_a_result_off_16_bytes_is_stored_by_pointers():
+    (binary,) = matmul_binaries("persistent_tma", problem_of(1024, 1031, 1024))
+    assert "UTMALDG" in binary.sass
+    assert "UTMASTG" not in binary.sass
+
+
+@pytest.mark.parametrize("name", ["heads-32x128x4096x128", "heads-32x128x128x4096"])
+def test_tiles_of_a_batch_go_from_tma_to_the_product_as_they_are(name):
+    (binary,) = matmul_binaries("persistent_tma", workload(name))
+    assert set(memory_operations(binary, "UTMALDG", "UTMASTG")) == {"UTMALDG.3D", "UTMASTG.3D"}
+    assert "HGMMA" in binary.sass
+    assert not memory_operations(binary, "LDSM")  # nothing comes back into registers
+
+
+@pytest.mark.parametrize("name", ["tiled", "persistent_tma"])
+def test_tf32_runs_on_warpgroups(name):
+    (binary,) = matmul_binaries(name, workload("square-4096-tf32"))
+    assert ".TF32" in binary.sass
 
 
 @pytest.mark.parametrize(
@@ -160,6 +273,8 @@ def test_a_new_token_count_compiles_nothing():
         ("silu_and_mul_backward", "tiles", [{"rows": r, "N": 768} for r in (16, 1000, 4097)]),
         ("matmul", "tiled", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
         ("matmul", "persistent_tma", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
+        ("matmul", "split_k", [{"M": m, "N": 4096, "K": 4096} for m in (17, 32, 31)]),
+        ("matmul", "padded", [{"M": m, "N": 4096, "K": 4095} for m in (512, 1000, 1001)]),
     ):
         implementation = registry.implementation(op, name)
         problems = [implementation.op.sized(s, "bfloat16") for s in sizes]
@@ -179,11 +294,17 @@ def test_a_block_of_k_may_step_past_32_bits(label, stride):
     assert block * step >= 2**31
     (binary,) = compiled(tiled, problem, HOPPER)
     ttir = binary.kernel.asm["ttir"]
-    (widened,) = re.findall(rf"(%\w+) = arith.extsi %stride_{stride} : i32 to i64", ttir)
-    uses = [
-        line for line in ttir.splitlines() if re.search(rf"%stride_{stride}\b|{widened}\b", line)
-    ]
-    products = [line for line in uses if "arith.muli" in line]
+    # What is computed from the stride: scalars, until one is multiplied by a block's columns.
+    derived, products = {f"%stride_{stride}"}, []
+    for line in ttir.splitlines():
+        made = re.match(r"\s*(%[\w#]+)(?::\d+)? = ", line)
+        if made and any(re.search(rf"{name}\b", line[made.end() :]) for name in derived):
+            if re.search(r"= (arith\.(extsi|divsi|muli)|tt\.splat) ", line):
+                derived.add(made[1])
+            if "arith.muli" in line:
+                products.append(line)
+    # Rounded to a known multiple it is as it was, and no product of its own.
+    products = [line for line in products if not re.search(r"arith\.muli %\w+, %c8_i32 ", line)]
     assert products
     assert all("i64" in line for line in products), products
 

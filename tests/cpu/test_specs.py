@@ -157,7 +157,7 @@ def test_the_vendor_conforms_on_every_variant(op, dtype):
 @pytest.mark.parametrize("k", [100, 1031, 4096])
 def test_matmul_bounds_see_one_lost_product(dtype, k):
     problem = MATMUL.sized({"M": 64, "N": 64, "K": k}, dtype)
-    a, b = MATMUL.inputs(problem, torch.Generator().manual_seed(0), "normal")
+    a, b, _ = MATMUL.inputs(problem, torch.Generator().manual_seed(0), "normal")
     references, magnitudes = truth(MATMUL, (a, b))
     lost = (references[0] - a[:, -1:].double() * b[-1:].double()).to(a.dtype)
     bounds = MATMUL.bounds(problem)

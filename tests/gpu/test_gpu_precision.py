@@ -9,6 +9,7 @@ import torch
 from gristmill.compile.bound import bind
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
+from gristmill.specs.matmul import problem_of
 from gristmill.verify import compare, truth
 
 C = torch._C
@@ -83,7 +84,21 @@ def test_a_setting_that_flips_between_calls_changes_nothing(cuda, name, setting)
 def test_the_settings_matter_here(cuda):
     """Plain torch under TF32 leaves the bounds: the test above can fail."""
     problem = OP.sized({"M": 512, "N": 512, "K": 1024}, "float32")
-    a, b = OP.inputs(problem, torch.Generator(cuda).manual_seed(0), "normal")
+    a, b, _ = OP.inputs(problem, torch.Generator(cuda).manual_seed(0), "normal")
     references, magnitudes = truth(OP, (a, b))
     C._set_fp32_precision_setter(*PLACE, "tf32")
     assert not compare((a @ b,), references, magnitudes, OP.bounds(problem)).ok
+
+
+@pytest.mark.parametrize("name", ["aten", "tiled"])
+def test_tf32_is_used_where_it_is_asked_for_and_allowed(cuda, name):
+    """Within its own bounds, and outside those of IEEE products."""
+    problem = problem_of(512, 512, 1024, "float32", tf32=True)
+    impl = implementation("matmul", name)
+    values = OP.inputs(problem, torch.Generator(cuda).manual_seed(0), "normal")
+    references, magnitudes = truth(OP, values)
+    C._set_fp32_precision_setter(*PLACE, "tf32")
+    out = impl(*values)
+    assert compare((out,), references, magnitudes, OP.bounds(problem)).ok
+    plain = OP.bounds(problem_of(512, 512, 1024, "float32"))
+    assert not compare((out,), references, magnitudes, plain).ok

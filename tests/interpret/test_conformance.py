@@ -149,22 +149,34 @@ MUTATIONS = {
     ],
     "matmul/gemv": [
         ("K - start", "K - 1 - start", "normal"),  # the last product of each sum dropped
-        ("start + ks, mask=k_mask", "start + ks // 2 * 2, mask=k_mask", "normal"),
+        ("a_ptr + start + ks", "a_ptr + start + ks // 2 * 2", "normal"),
         ("col_mask = cols < N", "col_mask = cols < N - 1", "normal"),
+        ("b_ptr += batch *", "b_ptr += 0 * batch *", "normal"),
     ],
     "matmul/tiled": [
-        ("K - start", "K - 1 - start", "normal"),  # the last product of each sum dropped
-        ('"ieee")', '"ieee").to(tl.float16).to(tl.float32)', "normal"),
+        ("last - start", "last - 1 - start", "normal"),
+        ("=PRECISION)", "=PRECISION).to(tl.float16).to(tl.float32)", "normal"),
         ("m < M, n < N", "m < M - 1, n < N", "normal"),
+        ("b_ptr += batch *", "b_ptr += 0 * batch *", "normal"),
+        ("out_ptr += batch *", "out_ptr += 0 * batch *", "normal"),
+    ],
+    "matmul/split_k": [
+        ("min(first + part_k, K)", "min(first + part_k, K - 1)", "normal"),
+        ("=PRECISION)", "=PRECISION).to(tl.float16).to(tl.float32)", "normal"),
+        ("range(SPLIT_K)", "range(SPLIT_K - 1)", "normal"),
+        ("out_ptr + part", "out_ptr + 0 * part", "normal"),
     ],
     "matmul/persistent_tma": [
         ("range(tiles_k)", "range(tiles_k - 1)", "normal"),
-        (
-            "acc = tl.dot(x, y, acc)",
-            "acc = tl.dot(x, y, acc).to(tl.float16).to(tl.float32)",
-            "normal",
-        ),
+        ('="tf32")', '="tf32").to(tl.float16).to(tl.float32)', "normal"),
         ("row, col = out_m * BLOCK_M,", "row, col = out_m * BLOCK_M + 1,", "normal"),
+        ("(tile // tiles,", "(0 * tile,", "normal"),
+        ("(stored // tiles,", "(0 * stored,", "normal"),
+    ],
+    "matmul/padded": [
+        ("& (col < cols)", "& (col < cols - 1)", "normal"),
+        ("block - one_blocks", "block - one_blocks + 1", "normal"),
+        ("// blocks_across * BLOCK_ROWS", "// blocks_across * BLOCK_ROWS + 1", "normal"),
     ],
 }
 BROKEN = [
@@ -175,7 +187,14 @@ BROKEN = [
 @pytest.mark.parametrize(("implementation", "old", "new", "variant"), BROKEN)
 def test_a_broken_kernel_is_rejected(implementation, old, new, variant, tmp_path):
     names = [axis.name for axis in implementation.op.axes(implementation.op.workloads[0].problem)]
-    sizes = {name: {"rows": 137, "M": 72, "N": 136, "K": 296}[name] for name in names}
+    known = {"rows": 137, "M": 72, "N": 136, "K": 296, "B": 2}
+    # What it is for: rows off 16 bytes; tiles that are fewer than processors.
+    known.update(
+        {"matmul/padded": {"K": 299}, "matmul/split_k": {"M": 40, "N": 40}}.get(
+            implementation.id, {}
+        )
+    )
+    sizes = {name: known[name] for name in names}
     problem = implementation.op.sized(fitted(implementation, sizes, "float16", FEW), "float16")
     broken = mutated(implementation, old, new, tmp_path)
     assert judge(Case(implementation, problem, variant), "cpu", FEW).ok

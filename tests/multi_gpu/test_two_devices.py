@@ -23,7 +23,7 @@ def _values(name, device):
         return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
     if name == "matmul":
-        return tensor(256, 512), tensor(384, 512).t()
+        return tensor(256, 512), tensor(384, 512).t(), False
     return tensor(64, 4096), tensor(4096), 1e-6
 
 
@@ -54,8 +54,9 @@ def test_every_kernel_by_hand_on_the_device_that_is_not_current(name):
     device = torch.device("cuda", 1)
     target, ran = device_target(device), set()
     one, *rest = _values(name, device)
+    misaligned = one.new_empty(one.numel() + 1)[1:].view_as(one).copy_(one)
     with torch.cuda.device(0):
-        for values in ((one, *rest), (one[:1], *rest)):
+        for values in ((one, *rest), (one[:1], *rest), (misaligned, *rest)):
             problem = load(name).problem(values)
             for impl in implementations(name):
                 if impl.kind == "triton" and impl.why_not(problem, target) is None:

@@ -111,6 +111,23 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def merge_dims(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """(size, stride in each tensor ...) of the dimensions of tensors of one shape, merged where
+    they can be in every tensor, innermost first; those of size 1 are left out.
+
+    A merged dimension walks memory in the same order as the dimensions it stands for.
+    """
+    merged: list[tuple[int, ...]] = []
+    dims = [dim for dim in zip(shape, *strides, strict=True) if dim[0] != 1]
+    for size, *steps in reversed(dims):
+        inner, *inner_steps = merged[-1] if merged else (0,)
+        if merged and all(s == inner * i for s, i in zip(steps, inner_steps, strict=True)):
+            merged[-1] = (inner * size, *inner_steps)
+        else:
+            merged.append((size, *steps))
+    return tuple(merged)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -22,6 +22,7 @@ from gristmill.core.target import Target
 from gristmill.errors import InvalidInputError
 
 SIZES = (0, 1, 2, 7, 16, 17, 31, 63, 64, 65, 127, 128, 129, 257, 1000)
+LARGEST_BATCH = 2
 FAR_ELEMENTS = 2**31  # where 32-bit offsets end
 
 
@@ -149,12 +150,14 @@ def _varied(
 def fitted(
     implementation: Implementation, sizes: Mapping[str, int], dtype: str, target: Target
 ) -> dict[str, int]:
-    """`sizes`, with the first axis made 1 where the implementation takes nothing else."""
-    single = {**sizes, next(iter(_axes(implementation.op))): 1}
-    sized = implementation.op.sized
-    if sized is None or implementation.why_not(sized(sizes, dtype), target) is None:
-        return dict(sizes)
-    return single if implementation.why_not(sized(single, dtype), target) is None else dict(sizes)
+    """`sizes`, with the first axis, those after the third, or both made 1 where the implementation
+    takes nothing else."""
+    names, sized = _axes(implementation.op), implementation.op.sized
+    for ones in ([], names[:1], names[3:], names[:1] + names[3:]):
+        chosen = {**sizes, **dict.fromkeys(ones, 1)}
+        if sized is None or implementation.why_not(sized(chosen, dtype), target) is None:
+            return chosen
+    return dict(sizes)
 
 
 def _axes(op: Op) -> list[str]:
@@ -164,8 +167,8 @@ def _axes(op: Op) -> list[str]:
 def problems(
     implementation: Implementation, target: Target, count: int, largest: int, seed: int = 0
 ) -> list[tuple[str, Problem]]:
-    """`count` problems of adversarial sizes up to `largest` in every dtype and form in turn, each
-    axis's every size met first (see `fitted`).
+    """`count` problems of adversarial sizes up to `largest` (after the third axis, `LARGEST_BATCH`)
+    in every dtype and form in turn, each axis's every size met first (see `fitted`).
 
     Raises:
         ValueError: the op declares no `sized`.
@@ -177,8 +180,11 @@ def problems(
         )
     source = random.Random(seed)
     names = _axes(op)
-    sizes = [s for s in SIZES if s <= largest]
-    columns = {name: _shuffled(sizes, source, count) for name in names}
+    limits = {name: largest if i < 3 else LARGEST_BATCH for i, name in enumerate(names)}
+    columns = {
+        name: _shuffled([s for s in SIZES if s <= limit], source, count)
+        for name, limit in limits.items()
+    }
     dtypes = [str(d).removeprefix("torch.") for d in op.dtypes]
     made = []
     for i in range(count):
@@ -260,12 +266,14 @@ def _forms(op: Op, label: str, base: Problem) -> list[tuple[str, Problem]]:
 def _bases(
     implementation: Implementation, target: Target, dtype: str, largest: int, wide: bool = False
 ) -> list[tuple[str, Problem]]:
-    """Problems to vary: sizes that tile well, and that do not; with `wide`, also few rows of more
-    than a tile."""
+    """Problems to vary: sizes that tile well, and that do not; a batch, where the op has a fourth
+    axis; with `wide`, also few rows of more than a tile."""
     op = implementation.op
     assert op.sized is not None
     names = _axes(op)
-    shapes = {"even": (64, 128, 96), "odd": (37, 131, 101)}
+    shapes: dict[str, tuple[int, ...]] = {"even": (64, 128, 96), "odd": (37, 131, 101)}
+    if len(names) > 3:
+        shapes["batch"] = (19, 67, 45, 3)
     if wide:
         shapes["wide"] = (3, 4100, 70)
     made = []

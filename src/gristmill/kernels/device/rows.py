@@ -7,7 +7,7 @@ import math
 import triton
 import triton.language as tl
 
-from gristmill.core.problem import TensorSpec
+from gristmill.core.problem import TensorSpec, merge_dims
 
 MAX_LEADING = 3
 MAX_ROWS = 2**31 - 1  # a program for each: the longest grid
@@ -21,15 +21,8 @@ def collapse_rows(spec: TensorSpec, *others: TensorSpec) -> tuple[tuple[int, ...
     empty.
     """
     specs = (spec, *others)
-    merged: list[tuple[int, ...]] = []
-    leading = zip(spec.shape[:-1], *(s.strides[:-1] for s in specs), strict=True)
-    for size, *strides in reversed([dim for dim in leading if dim[0] != 1]):
-        inner, *steps = merged[-1] if merged else (0,)
-        if merged and all(s == inner * step for s, step in zip(strides, steps, strict=True)):
-            merged[-1] = (inner * size, *steps)
-        else:
-            merged.append((size, *strides))
-    return tuple(merged) or ((1, *(0 for _ in specs)),)
+    merged = merge_dims(spec.shape[:-1], *(s.strides[:-1] for s in specs))
+    return merged or ((1, *(0 for _ in specs)),)
 
 
 def why_not_rows(spec: TensorSpec, *others: TensorSpec) -> str | None:
