@@ -76,6 +76,18 @@ def test_direct_calls_are_right_and_remembered(x, weight):
     assert len(dispatcher("rms_norm").bound) == 1
 
 
+def test_only_the_oldest_calls_are_forgotten(monkeypatch):
+    from gristmill.ops import _dispatch
+
+    monkeypatch.setattr(_dispatch, "MAX_BOUND", 16)
+    dispatch = dispatcher("rms_norm")
+    for rows in range(1, 40):
+        gm.rms_norm(torch.randn(rows, 8))
+        assert len(dispatch.bound) <= 16
+    kept = {key[0] for key in dispatch.bound}
+    assert {torch.Size([rows, 8]) for rows in range(28, 40)} <= kept
+
+
 def test_a_bound_operator_takes_keywords_defaults_and_other_problems(x, weight):
     bound = gm.get_op("rms_norm", (x, weight), tune="never")
     reference = load("rms_norm").reference

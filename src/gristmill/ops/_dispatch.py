@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -133,8 +134,9 @@ class Dispatcher:
     def remember(self, key: tuple[Any, ...], call: BoundCall) -> None:
         """Use `call` for this call key from now on."""
         with self._lock:
-            if len(self.bound) >= MAX_BOUND:
-                self.bound.clear()
+            if len(self.bound) >= MAX_BOUND:  # the oldest eighth: never all calls at once
+                for old in list(islice(self.bound, MAX_BOUND // 8)):
+                    del self.bound[old]
             self.bound[key] = call
 
     def forget(self) -> None:
