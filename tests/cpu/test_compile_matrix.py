@@ -2,12 +2,14 @@
 spill budgets."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core import registry
 from gristmill.core.target import named_target
+from gristmill.errors import InvalidConfigError
 from gristmill.specs.matmul import problem_of
 from gristmill.testing import configs
 from gristmill.testing.cases import layouts
@@ -246,20 +248,91 @@ def test_one_long_row_of_any_length_is_read_16_bytes_at_a_time(op):
     assert len(wide) == streams * bytes_of_thread // 16
 
 
-def test_the_next_rows_are_on_their_way_while_one_is_computed():
+TARGETS = ("16384x4096", "8192x8192", "32768x1024", "2048x16384", "16384x4096-fp32")
+
+
+@pytest.mark.parametrize("workload", TARGETS)
+def test_the_next_rows_are_on_their_way_while_one_is_computed(workload):
     implementation = registry.implementation("rms_norm_backward", "persistent")
-    for workload in ("16384x4096", "8192x8192", "32768x1024", "16384x4096-fp32"):
-        problem = implementation.op.workload(workload).problem
-        config = implementation.config(None, problem, HOPPER)
-        binary = compiled(implementation, problem, HOPPER)[0]
-        tile = config["BLOCK_M"] * config["BLOCK_N"] * problem["x"].itemsize
-        assert "LDGSTS" in binary.sass
-        assert binary.shared_bytes >= 4 * tile  # two tiles of `x` and `grad_out`
-        # As many programs as the prior asks for are on a processor at a time.
-        threads = config["num_warps"] * HOPPER.warp_size
-        registers = -(-binary.registers // 8) * 8 * threads
-        assert config["PROGRAMS_PER_SM"] * registers <= 65_536
-        assert config["PROGRAMS_PER_SM"] * binary.shared_bytes <= HOPPER.shared_memory_bytes
+    problem = implementation.op.workload(workload).problem
+    config = implementation.config(None, problem, HOPPER)
+    binary = compiled(implementation, problem, HOPPER)[0]
+    tile = config["BLOCK_M"] * config["BLOCK_N"] * problem["x"].itemsize
+    assert "LDGSTS" in binary.sass
+    assert binary.shared_bytes >= 2 * (config["STAGES"] - 1) * tile  # of `x` and of `grad_out`
+    # What a round does not wait for is in flight while it computes: more than the 23 KB a
+    # processor that hide 700 ns at the copy rate.
+    waits = re.findall(r"ttg.async_wait %.*\{num = (\d+)", binary.kernel.asm["ttgir"])
+    copies = max(map(int, waits))  # the last wait, behind the loop, is for everything
+    assert copies == 2 * (config["STAGES"] - 2)
+    assert config["PROGRAMS_PER_SM"] * copies * tile >= 32_768
+    # As many programs as the prior asks for are on a processor at a time.
+    threads = config["num_warps"] * HOPPER.warp_size
+    registers = -(-binary.registers // 8) * 8 * threads
+    assert config["PROGRAMS_PER_SM"] * registers <= 65_536
+    assert config["PROGRAMS_PER_SM"] * (binary.shared_bytes + 1024) <= HOPPER.shared_memory_bytes
+
+
+def test_two_stages_are_refused_where_they_overlap_nothing():
+    """Forced, the copies of the next tile end a round, and the next one waits for them all."""
+    implementation = registry.implementation("rms_norm_backward", "persistent")
+    problem = implementation.op.workload("16384x4096").problem
+    config = implementation.config(None, problem, HOPPER)
+    with pytest.raises(InvalidConfigError, match="copy nothing while"):
+        implementation.config({**config.knobs, "STAGES": 2}, problem, HOPPER)
+    values = problem.meta()
+    launch = implementation.launches(values, *implementation.allocate(values, config), config)[0]
+    forced = replace(launch, constexprs={**launch.constexprs, "STAGES": 2})
+    ttgir = EXECUTOR.compile(forced, HOPPER).kernel.asm["ttgir"]
+    waits = re.findall(r"ttg.async_wait %.*\{num = (\d+)", ttgir)
+    assert waits
+    assert set(waits) == {"0"}
+
+
+def test_the_sum_of_shares_is_set_up_while_the_kernel_before_it_ends():
+    implementation = registry.implementation("rms_norm_backward", "persistent")
+    problem = implementation.op.workload("16384x4096").problem
+    main, shares = compiled(implementation, problem, HOPPER)
+    assert shares.kernel.metadata.launch_pdl
+    assert not main.kernel.metadata.launch_pdl
+    # The signal comes after the last read; nothing is read before the other kernel has ended.
+    assert main.sass.rindex("LDG") < main.sass.index("PREEXIT")
+    assert shares.sass.index("ACQBULK") < re.search("LDG", shares.sass).start()
+    assert shares.sass.index("ACQBULK") < re.search("STG", shares.sass).start()
+    for arch in ("sm_80", "gfx942"):
+        config = implementation.config(None, problem, named_target(arch))
+        assert "OVERLAP" not in config
+    for binary in compiled(implementation, problem, named_target("sm_80")):
+        assert "PREEXIT" not in binary.sass
+        assert "ACQBULK" not in binary.sass
+    frozen = implementation.op.forms(problem)["frozen"]
+    assert all("PREEXIT" not in b.sass for b in compiled(implementation, frozen, HOPPER))
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "size"),
+    [
+        ("rms_norm_backward", "persistent", "n_rows"),
+        ("silu_and_mul", "tiles", "N"),
+        ("silu_and_mul_backward", "tiles", "N"),
+    ],
+)
+def test_sizes_just_below_32_bits_are_not_added_to(op, name, size):
+    """`tl.cdiv` adds before it divides: of 2**31 - 1024, it makes a negative number of tiles."""
+    implementation = registry.implementation(op, name)
+    base = implementation.op.sized({"rows": 4096, "N": 1024}, "bfloat16")
+    sliced = [p for label, p in layouts(implementation.op, base) if label.endswith("sliced")]
+    assert sliced
+    for problem in (base, *implementation.op.forms(base).values(), *sliced):
+        if implementation.why_not(problem, HOPPER) is None:
+            ttir = compiled(implementation, problem, HOPPER)[0].kernel.asm["ttir"]
+            narrow = [
+                line
+                for line in ttir.splitlines()
+                if re.search(rf"arith.addi .*%{size}\b.* : i32", line)
+                and not re.search(rf"%{size}, %c-1_i32", line)
+            ]
+            assert not narrow, problem
 
 
 def test_a_new_token_count_compiles_nothing():
@@ -313,6 +386,7 @@ def test_what_32_bit_counts_do_not_reach_is_refused():
     bad = [
         ("rms_norm", "row", {"rows": 2**31, "N": 1}),
         ("rms_norm", "multi_row", {"rows": 2**31, "N": 1}),
+        ("rms_norm", "multi_row", {"rows": 2**31 - 1, "N": 1}),
         ("rms_norm_backward", "persistent", {"rows": 2**31, "N": 1}),
         ("silu_and_mul", "tiles", {"rows": 2**31, "N": 1}),
         ("silu_and_mul_backward", "tiles", {"rows": 2**31, "N": 1}),

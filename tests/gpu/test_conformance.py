@@ -6,6 +6,7 @@ import torch
 
 from gristmill.core import registry
 from gristmill.core.target import device_target, named_target
+from gristmill.kernels.device.partial_sums import can_overlap
 from gristmill.testing import Case, cases, configs, fitted, judge, layouts, mutated
 
 HAS_GPU = torch.cuda.is_available()
@@ -98,3 +99,26 @@ def test_a_broken_kernel_is_rejected(implementation, tmp_path):
     )
     assert judge(Case(implementation, problem, "normal"), DEVICE).ok
     assert not judge(Case(broken, problem, "normal"), DEVICE).ok
+
+
+@pytest.mark.skipif(not can_overlap(TARGET), reason="needs programmatic dependent launch")
+@pytest.mark.parametrize("sizes", [(2048, 16384), (32768, 1024), (1, 4096), (0, 4096)])
+def test_a_launch_that_is_set_up_early_reads_what_the_one_before_wrote(sizes):
+    """The same bits as one launch after the other, call behind call and in a graph. Two sets of
+    values take turns, so that shares of the last call, in memory used again, would show."""
+    persistent = registry.implementation("rms_norm_backward", "persistent")
+    problem = persistent.op.sized(dict(zip(("rows", "N"), sizes, strict=True)), "bfloat16")
+    early = persistent.config(None, problem, TARGET).knobs
+    assert early["OVERLAP"]
+    late = {**early, "OVERLAP": False}
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    sets = [persistent.op.inputs(problem, generator, "normal") for _ in range(2)]
+    expected = [persistent(*values, config=late) for values in sets]
+    outputs = [persistent(*sets[n % 2], config=early) for n in range(20)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [persistent(*sets[n % 2], config=early) for n in range(4)]
+    graph.replay()
+    for made in (outputs, captured):
+        for n, out in enumerate(made):
+            assert all(map(torch.equal, out, expected[n % 2])), n

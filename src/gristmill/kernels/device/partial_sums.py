@@ -1,28 +1,39 @@
-"""The sum of what many programs have each summed: the second half of a deterministic reduction."""
+"""The sum of what many programs have each summed: the second half of a deterministic reduction.
+
+It may be launched while the kernel before it ends (programmatic dependent launch, sm_90): that one
+says `gdc_launch_dependents` when its loop is over, and this one waits until all of it has ended and
+is visible.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from gristmill.core.launch import Launch
 from gristmill.core.target import Target
 
 TILE = 4096  # values that a program asks for at once: 32 a thread, eight 16-byte loads
 NUM_WARPS = 4
+STAGES = 3  # so two tiles on their way before the first is added
 
 
 @triton.jit(do_not_specialize=["n_partials"])
 def _sum_partials_kernel(
-    partial_ptr, out_ptr, n_partials, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr
-):
+    partial_ptr, out_ptr, n_partials, N,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    if OVERLAP:
+        gdc_wait()  # before the loop: inside, loads would be moved past it
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     col_mask = cols < N
     total = tl.zeros((BLOCK_P, BLOCK_N), tl.float32)
-    for start in range(0, n_partials, BLOCK_P):
+    for start in tl.range(0, n_partials, BLOCK_P, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_P)
         mask = (rows < n_partials)[:, None] & col_mask[None, :]
         offset = (rows.to(tl.int64) * N)[:, None] + cols[None, :]
@@ -40,7 +51,21 @@ def sum_block(width: int, target: Target) -> int:
     return block
 
 
-def sum_partials(partials: torch.Tensor, out: torch.Tensor, block_n: int) -> Launch:
+def can_overlap(target: Target) -> bool:
+    """Whether a target can start a launch while the one before it ends."""
+    return target.capability >= 90
+
+
+def overlaps(config: Mapping[str, Any]) -> bool:
+    """Whether the last launch of a config overlaps the one before it; the interpreter has one after
+    the other."""
+    interpreted = type(_sum_partials_kernel).__name__ == "InterpretedFunction"
+    return config.get("OVERLAP", False) and not interpreted
+
+
+def sum_partials(
+    partials: torch.Tensor, out: torch.Tensor, block_n: int, overlap: bool = False
+) -> Launch:
     """`out[n] = sum over p of partials[p, n]`, always in the same order; `partials` is a contiguous
     float32 (P, N)."""
     n_partials, width = partials.shape
@@ -49,6 +74,12 @@ def sum_partials(partials: torch.Tensor, out: torch.Tensor, block_n: int) -> Lau
         kernel=_sum_partials_kernel,
         grid=(triton.cdiv(width, block_n),),
         args=args,
-        constexprs={"BLOCK_P": TILE // block_n, "BLOCK_N": block_n},
-        options={"num_warps": NUM_WARPS},
+        constexprs={
+            "BLOCK_P": TILE // block_n,
+            "BLOCK_N": block_n,
+            "STAGES": STAGES,
+            "OVERLAP": overlap,
+        },
+        # An option of CUDA alone: where it is not asked for, it is not named.
+        options={"num_warps": NUM_WARPS, **({"launch_pdl": True} if overlap else {})},
     )

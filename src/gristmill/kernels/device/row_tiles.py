@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton
+import triton.language as tl
 
 from gristmill.core.config import Value
 from gristmill.core.problem import Problem, TensorSpec
@@ -36,6 +37,27 @@ RESIDENT = require(
     "the programs of a processor have more than 2,048 threads",
     lambda c, p, t: c.get("PROGRAMS_PER_SM", 1) * c["num_warps"] * t.warp_size <= 2048,
 )
+
+# The copy of the next tile is the last thing in a round, and with two stages the next round waits
+# for it.
+OVERLAPPING = require(
+    "two stages copy nothing while a tile is computed",
+    lambda c, p, t: c["STAGES"] != 2 or t.vendor != "cuda",
+)
+
+
+@triton.jit
+def tile_at(pid, N, DENSE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Where the tile of a program of an element-wise kernel starts in its rows (int64: there may be
+    one long one), and its rows."""
+    if DENSE:
+        start = pid.to(tl.int64) * BLOCK_N
+        row = tl.arange(0, BLOCK_M).to(tl.int64)
+    else:
+        tiles_n = (N - 1) // BLOCK_N + 1  # `cdiv` adds first: past 32 bits just below 2**31
+        start = (pid % tiles_n).to(tl.int64) * BLOCK_N
+        row = (pid // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    return start, row
 
 
 def no_taller(rows: Callable[[Problem], int]) -> Requirement:

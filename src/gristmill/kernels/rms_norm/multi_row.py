@@ -31,6 +31,7 @@ from gristmill.specs.rms_norm import OP, rows
 
 MAX_VALUES_PER_THREAD = 64  # float32 registers that hold the tile; above, the compiler spills
 MAX_WIDTH = 4096
+MAX_TILED_ROWS = 2**31 - 2**15  # the end of the last tile and a step past it are int32
 
 
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
@@ -125,6 +126,8 @@ def supports(problem: Problem, target: Target) -> str | None:
     width = problem["x"].shape[-1]
     if width > MAX_WIDTH:
         return f"rows of {width} values are wider than {MAX_WIDTH}"
+    if rows(problem) > MAX_TILED_ROWS:
+        return f"{rows(problem)} rows are more than {MAX_TILED_ROWS}"
     return why_not_rows(problem["x"])
 
 

@@ -2,8 +2,9 @@
 
 A program walks tiles of `BLOCK_M` rows: `x` and `grad_out` are read once, `grad_x` is written once,
 and the program's share of `grad_weight` stays in float32 registers until its last row. A second
-launch adds the shares up, in a fixed order and without atomics. Later tiles are on their way to
-shared memory while one is computed (`STAGES`). Wins wherever a row fits into registers.
+launch adds the shares up, in a fixed order and without atomics; it is set up while the first one
+ends (`OVERLAP`). `STAGES - 2` tiles are on their way to shared memory while one is computed. Wins
+wherever a row fits into registers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from gristmill.core.config import Config, Value
 from gristmill.core.launch import Launch
@@ -22,8 +24,14 @@ from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
-from gristmill.kernels.device.partial_sums import sum_block, sum_partials
-from gristmill.kernels.device.row_tiles import RESIDENT, VALUES, WHOLE_ACCESSES, no_taller
+from gristmill.kernels.device.partial_sums import can_overlap, overlaps, sum_block, sum_partials
+from gristmill.kernels.device.row_tiles import (
+    OVERLAPPING,
+    RESIDENT,
+    VALUES,
+    WHOLE_ACCESSES,
+    no_taller,
+)
 from gristmill.kernels.device.rows import (
     collapse_rows,
     leading_arguments,
@@ -35,7 +43,7 @@ from gristmill.specs.rms_norm import rows
 from gristmill.specs.rms_norm_backward import OP, has_weight_grad
 
 MAX_BYTES = 32_768  # of a row in registers: a processor has 256 KiB, and grad_weight is in float32
-CONSTEXPRS = ("STAGES", "BLOCK_M", "BLOCK_N", "ONE_SUM", "EVICT", "STREAM")
+CONSTEXPRS = ("STAGES", "BLOCK_M", "BLOCK_N", "ONE_SUM", "STREAM")
 
 
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
@@ -43,7 +51,7 @@ def _rms_norm_bwd_kernel(
     x_ptr, g_ptr, size_0, size_1, stride_x0, stride_x1, stride_x2, stride_g0, stride_g1, stride_g2,
     w_ptr, dx_ptr, partial_ptr, n_rows, N, eps,
     LEADING: tl.constexpr, PRELOAD: tl.constexpr, STAGES: tl.constexpr, ONE_SUM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STREAM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     eps = tl.cast(eps, tl.float32)
     cols = tl.arange(0, BLOCK_N)
@@ -54,18 +62,15 @@ def _rms_norm_bwd_kernel(
     if partial_ptr is not None:
         dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     first = tl.program_id(0).to(tl.int64)  # int64: row * N passes 2**31
-    for tile in tl.range(first, tl.cdiv(n_rows, BLOCK_M), tl.num_programs(0), num_stages=STAGES):
+    n_tiles = tl.cdiv(tl.cast(n_rows, tl.int64), BLOCK_M)  # `cdiv` adds before it divides
+    for tile in tl.range(first, n_tiles, tl.num_programs(0), num_stages=STAGES):
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         row_mask = row < n_rows
         mask = row_mask[:, None] & col_mask[None, :]
         at_x = row_offset(row, size_0, size_1, stride_x0, stride_x1, stride_x2, LEADING)
         at_g = row_offset(row, size_0, size_1, stride_g0, stride_g1, stride_g2, LEADING)
-        x_held = tl.load(
-            x_ptr + at_x[:, None] + cols[None, :], mask=mask, other=0.0, eviction_policy=EVICT
-        )
-        g_held = tl.load(
-            g_ptr + at_g[:, None] + cols[None, :], mask=mask, other=0.0, eviction_policy=EVICT
-        )
+        x_held = tl.load(x_ptr + at_x[:, None] + cols[None, :], mask=mask, other=0.0)
+        g_held = tl.load(g_ptr + at_g[:, None] + cols[None, :], mask=mask, other=0.0)
         x, g = x_held.to(tl.float32), g_held.to(tl.float32)
         products = g * x
         if w_ptr is not None:
@@ -94,6 +99,8 @@ def _rms_norm_bwd_kernel(
         if partial_ptr is not None:
             dw += g * normed
     if partial_ptr is not None:
+        if OVERLAP:
+            gdc_launch_dependents()
         partial = partial_ptr + first * N + cols
         tl.store(partial, tl.sum(dw, axis=0), mask=col_mask)
 
@@ -124,8 +131,8 @@ SPACE = Space(
     choice("STAGES", 1, 2, 3, 4),
     when(lambda c, p, t: p["weight"] is not None, flag("PRELOAD")),
     flag("ONE_SUM"),
-    choice("EVICT", "", "evict_first"),
     choice("STREAM", "", ".cs"),
+    when(lambda c, p, t: can_overlap(t) and has_weight_grad(p), flag("OVERLAP")),
     derive("BLOCK_N", lambda c, p, t: _width(p)),
     VALUES,
     derive("NUM_PROGRAMS", lambda c, p, t: c["PROGRAMS_PER_SM"] * t.num_sms),
@@ -135,6 +142,7 @@ SPACE = Space(
         "a thread holds more values of the tile than there are registers for",
         lambda c, p, t: c["VALUES"] <= _max_values(_threads(c, t), p["x"].itemsize),
     ),
+    OVERLAPPING,
     WHOLE_ACCESSES,
     no_taller(rows),
     RESIDENT,
@@ -165,33 +173,33 @@ def _on_16_bytes(problem: Problem) -> bool:
 
 
 def _prior(problem: Problem, target: Target) -> dict[str, Value]:
-    """Tiles of 2,048 values or a row, 16 values a thread (32 where that is more than 512 threads);
-    as many programs as there are registers for, with the next two tiles on their way. A row of
-    32 KiB leaves no registers for that, nor for the weight; nor do rows off 16 bytes, whose
-    addresses need them."""
+    """Tiles of 2,048 values or a row, 16 values a thread; as many programs as there are registers
+    for, with the next tile on its way while one is computed, and one more where a processor has one
+    program. Rows off 16 bytes have addresses that leave no registers for that."""
     width, itemsize, n_rows = _width(problem), problem["x"].itemsize, max(1, rows(problem))
     block_m = min(64, max(1, 2048 // width))
     while block_m > 1 and block_m >= 2 * n_rows:
         block_m //= 2
-    warps = max(1, block_m * width // (16 * target.warp_size))
-    while warps > 1 and warps * target.warp_size > 512:
-        warps //= 2
-    tile = block_m * width * itemsize
     aligned = _on_16_bytes(problem)
-    stages = 3 if target.vendor == "cuda" and tile < MAX_BYTES and aligned else 1
+    pipelined = target.vendor == "cuda" and aligned
+    most = 1024 if pipelined else 512  # threads
+    warps = max(1, min(block_m * width // 16, most) // target.warp_size)
+    tile = block_m * width * itemsize
     registers = 168 if not aligned else 80 if itemsize == 2 else 112  # a thread's, on sm_90
-    per_sm = 65_536 // (warps * target.warp_size * registers)
-    if stages > 1:
-        per_sm = min(per_sm, target.shared_memory_bytes // (4 * tile + 2048))
+    per_sm = max(1, 65_536 // (warps * target.warp_size * registers))
+    if pipelined:
+        per_sm = min(per_sm, max(1, target.shared_memory_bytes // (4 * tile + 2048)))
+    spare = 6 * tile + 2048 <= target.shared_memory_bytes
+    stages = 1 if not pipelined else 4 if per_sm == 1 and spare else 3
     return {
         "BLOCK_M": block_m,
         "num_warps": warps,
-        "PROGRAMS_PER_SM": max(n for n in (1, 2, 3, 4, 6, 8) if n <= max(1, per_sm)),
+        "PROGRAMS_PER_SM": max(n for n in (1, 2, 3, 4, 6, 8) if n <= per_sm),
         "STAGES": stages,
-        "PRELOAD": stages > 1,
-        "ONE_SUM": aligned and (stages == 1 or warps < 16),
-        "EVICT": "",
+        "PRELOAD": pipelined,
+        "ONE_SUM": aligned,
         "STREAM": "",
+        **({"OVERLAP": True} if can_overlap(target) and has_weight_grad(problem) else {}),
     }
 
 
@@ -224,6 +232,7 @@ def _launch(
     specs = TensorSpec.of(x), TensorSpec.of(grad_out)
     n_rows, n = math.prod(x.shape[:-1]), x.shape[-1]
     partials = workspace[0] if workspace else None
+    overlap = overlaps(config)
     launches = []
     if x.numel():
         sizes_and_strides = leading_arguments(*specs)
@@ -236,13 +245,14 @@ def _launch(
                 constexprs={
                     "LEADING": len(collapse_rows(*specs)),
                     "PRELOAD": weight is not None and config.get("PRELOAD", True),
+                    "OVERLAP": overlap,
                     **{k: config[k] for k in CONSTEXPRS},
                 },
                 options={"num_warps": config["num_warps"]},
             )
         )
     if partials is not None:
-        launches.append(sum_partials(partials, grad_weight, config["SUM_BLOCK"]))
+        launches.append(sum_partials(partials, grad_weight, config["SUM_BLOCK"], overlap))
     return tuple(launches)
 
 

@@ -21,10 +21,16 @@ from gristmill.core.config import Config, Value
 from gristmill.core.launch import Launch
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import register
-from gristmill.core.space import Space, choice, derive, pow2, require
+from gristmill.core.space import Space, choice, derive, pow2, require, when
 from gristmill.core.target import Target
 from gristmill.kernels.device.partial_sums import sum_block, sum_partials
-from gristmill.kernels.device.row_tiles import RESIDENT, VALUES, WHOLE_ACCESSES, no_taller
+from gristmill.kernels.device.row_tiles import (
+    OVERLAPPING,
+    RESIDENT,
+    VALUES,
+    WHOLE_ACCESSES,
+    no_taller,
+)
 from gristmill.kernels.device.rows import (
     MAX_ROWS,
     collapse_rows,
@@ -143,7 +149,7 @@ SPACE = Space(
     pow2("PARTS", 1, MAX_PARTS),
     choice("PROGRAMS_PER_SM", 1, 2, 4, 6, 8),
     choice("STAGES", 1, 2, 3),
-    choice("EVICT", "", "evict_first"),
+    when(lambda c, p, t: c["STAGES"] == 1, choice("EVICT", "", "evict_first")),
     choice("STREAM", "", ".cs"),
     derive("GROUPS", _groups),
     derive("SUM_BLOCK", lambda c, p, t: sum_block(p["x"].shape[-1], t)),
@@ -159,6 +165,7 @@ SPACE = Space(
         "a part is narrower than 1,024 values",
         lambda c, p, t: c["PARTS"] == 1 or 1024 * c["PARTS"] <= p["x"].shape[-1],
     ),
+    OVERLAPPING,
     RESIDENT,
     require(
         "tiles in flight need more shared memory than there is",
@@ -237,7 +244,7 @@ def _launch(
         head = (x, grad_out, *leading_arguments(*specs), weight, sums)
         tile = {k: config[k] for k in ("PARTS", "BLOCK_M", "BLOCK_N")}
         tile["LEADING"] = len(collapse_rows(*specs))
-        loop = {k: config[k] for k in ("STAGES", "EVICT", "STREAM")}
+        loop = {"EVICT": config.get("EVICT", ""), **{k: config[k] for k in ("STAGES", "STREAM")}}
         launches += [
             Launch(
                 kernel=_rms_norm_bwd_sums_kernel,

@@ -21,6 +21,7 @@ from gristmill.core.target import Target
 from gristmill.kernels.device.activations import sigmoids
 from gristmill.kernels.device.row_tiles import (
     Grid,
+    tile_at,
     tile_constexprs,
     tile_prior,
     tile_space,
@@ -47,9 +48,7 @@ def _silu_and_mul_fwd_kernel(
     LEADING: tl.constexpr, DENSE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    start = (tl.program_id(0) % tiles_n).to(tl.int64) * BLOCK_N  # int64: one long row
-    row = (tl.program_id(0) // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    start, row = tile_at(tl.program_id(0), N, DENSE, BLOCK_M, BLOCK_N)
     cols = tl.arange(0, BLOCK_N)
     mask = (row < n_rows)[:, None] & (cols < N - start)[None, :]
     at_x = row_offset(row, size_0, size_1, stride_x0, stride_x1, stride_x2, LEADING)
