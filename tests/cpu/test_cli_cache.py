@@ -1,4 +1,5 @@
-"""`gristmill cache` on plans of what is no op here, and without a place for a store."""
+"""`gristmill cache` on plans of what is no op here, and without a place for a store; variables that
+are no settings."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from gristmill import settings
 from gristmill.cache.store import store
+from gristmill.cli import doctor
 from gristmill.cli.app import app
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Plan
@@ -54,3 +56,12 @@ def test_cache_show_says_that_there_is_no_place_for_a_store(run, tmp_path):
     with settings.override(cache_dir=tmp_path / "file" / "cache"):
         assert "state: unavailable" in run("show").stdout
         assert json_of(run, "show")["state"] == "unavailable"
+
+
+def test_doctor_sees_a_variable_that_nothing_reads(fresh_store, monkeypatch):
+    monkeypatch.setenv("GRISTMILL_BUDGTE_S", "4")
+    check = doctor._settings()
+    assert check.status == "warn"
+    assert (
+        "GRISTMILL_BUDGTE_S is read by nothing (did you mean GRISTMILL_BUDGET_S?)" in check.advice
+    )

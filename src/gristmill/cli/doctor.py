@@ -267,6 +267,11 @@ def _disk() -> Check:
 
 def _settings() -> Check:
     now = settings.current()
-    return Check(
-        "settings", "ok", ", ".join(f"{f.name}={getattr(now, f.name)}" for f in fields(now))
-    )
+    found = ", ".join(f"{f.name}={getattr(now, f.name)}" for f in fields(now))
+    if unknown := settings.unknown_variables():
+        advice = "; ".join(
+            f"{name} is read by nothing" + (f" (did you mean {like}?)" if like else "")
+            for name, like in sorted(unknown.items())
+        )
+        return Check("settings", "warn", found, f"{advice}. The README lists what is.")
+    return Check("settings", "ok", found)
