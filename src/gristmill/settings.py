@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gristmill.errors import InvalidInputError
 
 TunePolicy = Literal["never", "now"]
+PREFIX = "GRISTMILL_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,15 @@ def _cores() -> int:
 
 
 _current: Settings | None = None
+
+
+def unknown_variables() -> dict[str, str]:
+    """Variables named like ours that nothing reads, each with the one that it resembles."""
+    known = [
+        f"{PREFIX}{field.name.upper()}" for field in fields(Settings) if field.name != "interpret"
+    ]
+    ours = (name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in ours}
 
 
 def current() -> Settings:

@@ -62,6 +62,9 @@ def test_a_report_has_every_provider_checked_timed_and_judged():
     assert versus.low <= versus.speedup <= versus.high
     assert isinstance(versus.never_slower, bool)
     assert not report.failed
+    console = Console(width=160, record=True, file=io.StringIO())
+    print_report(console, report)
+    assert "aten [vendor]; not tuned for this problem: `gristmill tune`" in console.export_text()
 
 
 def test_default_providers_are_the_plan_the_copy_and_what_a_user_has():
@@ -222,6 +225,7 @@ def test_a_slower_plan_is_shown_as_a_loss(monkeypatch):
     print_compact(console, report)
     text = console.export_text()
     assert "slower than aten (eager)" in text
+    assert "not tuned" not in text
     assert "0." in text
 
 

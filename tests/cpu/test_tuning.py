@@ -22,7 +22,7 @@ from gristmill.measure.statistics import never_slower, paired_ratio, tied
 from gristmill.ops._dispatch import forget
 from gristmill.selection.explain import explain_problem
 from gristmill.selection.select import select
-from gristmill.tuning.budget import Budget
+from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
 from gristmill.tuning.choose import choose
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.runner import TuningRun
@@ -319,3 +319,24 @@ def test_explain_shows_measurements_and_rejections():
     assert explanation.rejections["row"]
     assert "points rejected" in str(explanation)
     assert explanation.to_json()["plan"]["implementation"] == "row"
+
+
+def test_the_reason_of_a_tie_is_what_decided_it():
+    noisy = [10.0 + (i % 7) * 0.5 for i in range(50)]
+    entries = [_entry("row", noisy), _entry("aten", noisy)]
+    assert choose("rms_norm", entries, "eager")[2].endswith("it needs the least")
+    assert choose("rms_norm", entries, "eager", Candidate("row"))[2].endswith("the incumbent")
+    wide = [10.0 + (i % 7) * 2.0 for i in range(50)]  # the medians 5% apart, and yet tied
+    late = [10.8 + ((i + 3) % 7) * 2.0 for i in range(50)]
+    chosen, _, reason = choose(
+        "rms_norm", [_entry("inductor", wide), _entry("aten", late)], "eager"
+    )
+    assert chosen.implementation == "inductor"
+    assert "tied with 1" in reason
+    assert reason.endswith("it keeps the device the shortest time")
+
+
+def test_an_interruption_says_what_is_kept():
+    assert str(TuningInterrupted(TuningResult())).endswith("nothing is kept")
+    result = TuningResult(outcomes={Candidate("aten"): Outcome("ok")})
+    assert "1 candidates were measured" in str(TuningInterrupted(result))

@@ -111,6 +111,12 @@ def test_shapes_and_counts_are_part_of_the_verdict():
     assert "2 outputs" in compare((one, one), (one,), (one,), HALF).reason
 
 
+def test_what_is_no_tensor_is_named():
+    one = torch.ones(2, dtype=torch.float64)
+    verdict = compare((None,), (one,), (one,), Bounds(0.1, 0.0, 0.0, "any"))
+    assert (verdict.ok, "NoneType" in verdict.reason) == (False, True)
+
+
 def test_poison_is_never_a_right_answer():
     assert poison(torch.ones(4)).isnan().all()
     assert (poison(torch.ones(4, dtype=torch.int32)) == torch.iinfo(torch.int32).min).all()

@@ -16,7 +16,7 @@ DTYPES = None if DEVICE.type == "cuda" else (torch.float16, torch.float32)
 IMPLEMENTATIONS = [i for i in registry.implementations("squared_relu") if i.kind != "compiled"]
 
 
-@pytest.mark.parametrize("case", cases(IMPLEMENTATIONS, TARGET, dtypes=DTYPES), ids=str)
+@pytest.mark.parametrize("case", list(cases(IMPLEMENTATIONS, TARGET, dtypes=DTYPES)), ids=str)
 def test_conforms(case):
     verdict = judge(case, DEVICE, TARGET)
     assert verdict.ok, verdict.reason

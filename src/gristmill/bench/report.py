@@ -83,7 +83,8 @@ def _print_result(out: Console, result: Result, matrix: bool) -> None:
     out.print(rows)
     for row in result.rows:
         if row.role in ("selected", "own"):
-            out.print(f"  {row.provider}: {escape(row.what)}", style="dim", soft_wrap=True)
+            hint = _untuned(row)
+            out.print(f"  {row.provider}: {escape(row.what)}{hint}", style="dim", soft_wrap=True)
         if row.status != "ok":
             colour = "yellow" if row.status == "outside" else "red"
             out.print(f"  [{colour}]{row.provider}: {escape(row.reason)}[/]", soft_wrap=True)
@@ -130,6 +131,13 @@ def verdict_text(result: Result) -> str:
 def _loss(versus: Versus) -> str:
     interval = f"95% interval {versus.low:.2f} to {versus.high:.2f}"
     return f"slower than {versus.provider} ({versus.objective}): {versus.speedup:.2f}x, {interval}"
+
+
+def _untuned(row: Row) -> str:
+    """What to do where the plan was not measured for this problem."""
+    if row.role != "selected" or row.what.endswith("[tuned]"):
+        return ""
+    return "; not tuned for this problem: `gristmill tune` finds its plan"
 
 
 def _same(versus: Versus, rows: Sequence[Row]) -> str:

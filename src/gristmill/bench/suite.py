@@ -104,12 +104,13 @@ def shared_names(
     """Of these providers of several ops, those that this one has."""
     if not providers:
         return None
+    names, verb = ", ".join(f"`{one.name}`" for one in ops), "has" if len(ops) == 1 else "have"
     every = list(dict.fromkeys(name for one in ops for name in known_names(one)))
     for name in providers:
         if name not in every:
             raise InvalidInputError(
-                f"`provider` is {name!r}; {', '.join(f'`{one.name}`' for one in ops)} have "
-                f"{', '.join(every)}. Choose some of them.{did_you_mean(name, every)}"
+                f"`provider` is {name!r}; {names} {verb} {', '.join(every)}. "
+                f"Choose some of them.{did_you_mean(name, every)}"
             )
     known = known_names(op)
     found = tuple(name for name in providers if name in known)

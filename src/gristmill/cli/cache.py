@@ -7,6 +7,7 @@ gristmill cache prune --stale
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from gristmill.cache.store import StoreSummary, store
 from gristmill.cli.options import Json
-from gristmill.cli.output import console, print_json, table
+from gristmill.cli.output import console, print_json, table, unwritable
 from gristmill.core.plan import KERNEL, Plan
 from gristmill.core.registry import implementations, load, op_names
 from gristmill.errors import InvalidInputError
@@ -41,9 +42,8 @@ Everything = Annotated[bool, typer.Option("--all", help="Everything.")]
 
 @app.command(help="Show where the store is, how it is, and what it holds.")
 def show(op: OneOp = None, plans: Plans = True, as_json: Json = False) -> None:
-    if op is not None:
-        load(op)
-    summary = store().summary()
+    summary = _summary()
+    _check_op(op, summary)
     kept = [p for p in store().plans() if op in (None, p.op)]
     if as_json:
         print_json({**summary.to_json(), "plan_list": [_plan_json(p) for p in kept]})
@@ -70,8 +70,7 @@ def prune(
     everything: Everything = False,
     as_json: Json = False,
 ) -> None:
-    if op is not None:
-        load(op)
+    _check_op(op, _summary())
     if not (op or older_than is not None or stale or everything):
         raise InvalidInputError(
             "`gristmill cache prune` was told nothing to remove; it takes --op, --older-than, "
@@ -84,6 +83,25 @@ def prune(
         print_json({"removed": removed, "path": str(store().summary().path)})
     else:
         console().print(f"removed {removed:,} rows")
+
+
+def _summary() -> StoreSummary:
+    """What the store says of itself, and of the folder where a file that is not there yet goes."""
+    summary = store().summary()
+    why_not = "" if summary.path.exists() else unwritable(summary.path.parent)
+    if summary.state != "ok" or not why_not:
+        return summary
+    return replace(summary, state="unavailable", reason=why_not)
+
+
+def _check_op(op: str | None, summary: StoreSummary) -> None:
+    """What is kept may be shown and removed: a user's kernel's too, or a removed package's.
+
+    Raises:
+        UnknownOpError: neither is there an op of that name, nor is anything kept of one.
+    """
+    if op is not None and op not in summary.by_op:
+        load(op)
 
 
 def _current_sources() -> set[str]:
@@ -123,11 +141,24 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
 def _plan_table(plans: list[Plan]) -> Table:
     rows = table("op", "sizes", "objective", "us", "plan", right=("us",))
     for plan in plans:
-        sizes, _, rest = plan.bucket.partition("|")
-        dtype = rest.split(":")[1] if ":" in rest else ""
         time_us = f"{plan.evidence.time_us(plan.objective):.2f}" if plan.evidence else ""
         mark = " (measured under other versions)" if plan.revalidate else ""
+        chosen = plan.candidate.config if plan.op.startswith(KERNEL) else plan.candidate
         rows.add_row(
-            plan.op, f"{sizes} {dtype}", plan.objective, time_us, escape(f"{plan.candidate}{mark}")
+            escape(plan.op),
+            escape(_sizes(plan)),
+            plan.objective,
+            time_us,
+            escape(f"{chosen}{mark}"),
         )
     return rows
+
+
+def _sizes(plan: Plan) -> str:
+    """What a plan is for: sizes and the first tensor's dtype; of a user's kernel, the key and the
+    dtypes."""
+    sizes, _, rest = plan.bucket.partition("|")
+    if plan.op.startswith(KERNEL):
+        key = rest.partition(",check=")[0].strip(",")
+        return key.replace("torch.", "").replace(",", " ")
+    return f"{sizes} {rest.split(':')[1] if ':' in rest else ''}"

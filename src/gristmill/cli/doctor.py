@@ -24,7 +24,7 @@ from rich.markup import escape
 from gristmill import __version__, settings
 from gristmill.cache.store import store
 from gristmill.cli.options import Device, Json
-from gristmill.cli.output import console, print_json, table
+from gristmill.cli.output import console, print_json, table, unwritable
 from gristmill.cli.problems import chosen_device
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate
@@ -246,7 +246,7 @@ def _store() -> Check:
     summary = store().summary()
     found = f"{summary.path}: {summary.measurements:,} measurements, {summary.plans:,} plans"
     fault = "" if summary.state == "ok" else f"{summary.state}: {summary.reason}"
-    fault = fault or _unwritable(summary.path.parent)
+    fault = fault or unwritable(summary.path.parent)
     if not fault:
         return Check("plan store", "ok", found)
     advice = (
@@ -254,16 +254,6 @@ def _store() -> Check:
         "Until then nothing is remembered."
     )
     return Check("plan store", "warn", f"{found}; {fault}", advice)
-
-
-def _unwritable(folder: Path) -> str:
-    """Why no file can be made in a folder (made if need be), or an empty string."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return str(error)
 
 
 def _disk() -> Check:
@@ -277,6 +267,11 @@ def _disk() -> Check:
 
 def _settings() -> Check:
     now = settings.current()
-    return Check(
-        "settings", "ok", ", ".join(f"{f.name}={getattr(now, f.name)}" for f in fields(now))
-    )
+    found = ", ".join(f"{f.name}={getattr(now, f.name)}" for f in fields(now))
+    if unknown := settings.unknown_variables():
+        advice = "; ".join(
+            f"{name} is read by nothing" + (f" (did you mean {like}?)" if like else "")
+            for name, like in sorted(unknown.items())
+        )
+        return Check("settings", "warn", found, f"{advice}. The README lists what is.")
+    return Check("settings", "ok", found)

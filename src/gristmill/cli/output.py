@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ def error_console() -> Console:
 def print_json(data: Any) -> None:
     """One JSON document on stdout (an infinite or undefined number is null: JSON has neither)."""
     print(json.dumps(_finite(data), indent=2, default=str))
+
+
+def unwritable(folder: Path) -> str:
+    """Why no file can be made in a folder (made if need be), or an empty string."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error)
 
 
 def check_out(option: str, path: Path | None) -> None:

@@ -1,5 +1,4 @@
-"""Show stored benchmark reports or tuning records, compare them with a baseline, or make an HTML
-page of them. Measures nothing.
+"""Show stored reports or tuning records, compare them, or make an HTML page. Measures nothing.
 
 FILES are what `gristmill bench --out` or `gristmill tune --out` wrote, all of
 one kind.

@@ -80,5 +80,8 @@ class TuningInterrupted(KeyboardInterrupt):
     """Ctrl-C while tuning, with what was measured until then."""
 
     def __init__(self, result: TuningResult) -> None:
-        super().__init__()
+        kept = f"{len(result.outcomes)} candidates were measured and are kept"
+        super().__init__(
+            f"tuning was interrupted: {kept if result.outcomes else 'nothing is kept'}"
+        )
         self.result = result

@@ -34,13 +34,15 @@ def choose(
     ties = tied_with_fastest(entries, objective)
     least_us = min(outcome.device_us or 0.0 for _, outcome, _ in ties)
 
+    def lags(outcome: Outcome) -> bool:
+        return (outcome.device_us or 0.0) > SAME_SHARE * least_us + SAME_US
+
     def rank(entry: Entry) -> tuple[Any, ...]:
         candidate, outcome, _ = entry
         named = kind_of or (lambda c: implementation(op, c.implementation).kind)
-        lags = (outcome.device_us or 0.0) > SAME_SHARE * least_us + SAME_US
         needs = (KIND_RANK[named(candidate)], outcome.registers or 0, outcome.shared_bytes or 0)
         name = (candidate.implementation, candidate.config.key)
-        return (lags, candidate != incumbent, *needs, *name)
+        return (lags(outcome), candidate != incumbent, *needs, *name)
 
     chosen, outcome, _ = min(ties, key=rank)
     time_us = outcome.time_us(objective)
@@ -52,6 +54,8 @@ def choose(
         )
         return chosen, outcome, f"fastest at {time_us:.2f} us{others}"
     why = "the incumbent" if chosen == incumbent else "it needs the least"
+    if all(lags(outcome) for candidate, outcome, _ in ties if candidate != chosen):
+        why = "it keeps the device the shortest time"
     return chosen, outcome, f"{time_us:.2f} us, tied with {len(ties) - 1} other(s); {why}"
 
 

@@ -298,9 +298,12 @@ class TuningRun:
             rows = "; ".join(
                 f"{c}: {o.status} ({o.reason})" for c, o in islice(self.result.outcomes.items(), 5)
             )
+            advice = "Run `gristmill doctor`, which tries the worker by itself."
+            if all(o.status == "wrong" for o in self.result.outcomes.values()):
+                advice = "All of them ran: look at the kernels, the reference and the error bounds."
             raise TuningError(
                 f"{self.problem} has no plan: no candidate ran and gave right results. The first "
-                f"ones: {rows}. Run `gristmill doctor`, which tries the worker by itself."
+                f"ones: {rows}. {advice}"
             )
 
     def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:

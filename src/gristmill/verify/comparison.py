@@ -52,6 +52,9 @@ def compare(
     for index, (out, ref, magnitude, bound) in enumerate(
         zip(outputs, references, magnitudes, allowed, strict=True)
     ):
+        if not isinstance(out, torch.Tensor):
+            reason = f"output {index} is a {type(out).__name__}, the reference's a tensor"
+            return Verdict(False, torch.inf, reason)
         if out.shape != ref.shape:
             reason = (
                 f"output {index} has shape {tuple(out.shape)}, the reference {tuple(ref.shape)}"
