@@ -11,6 +11,7 @@ import torch
 
 from gristmill.core.op import Bounds, as_tuple
 from gristmill.errors import InvalidInputError
+from gristmill.tuners.arguments import tensors_of
 from gristmill.verify import Verdict, compare
 
 Reference = Callable[..., Any]
@@ -23,8 +24,9 @@ def truth_of(
     """The true values of a kernel's output arguments, by name.
 
     The reference gets, by name, those of the arguments that it names (all of them where it takes
-    `**kwargs`), floating-point tensors in float64. It returns a dict from output to truth, or the
-    truths in the order of `outputs` (`None`: of what a Python function returns).
+    `**kwargs`), as copies: floating-point tensors in float64, of a descriptor the tensor that it is
+    of. It returns a dict from output to truth, or the truths in the order of `outputs` (`None`: of
+    what a Python function returns).
 
     Raises:
         InvalidInputError: it names what is no argument, or returns something else.
@@ -55,8 +57,10 @@ def truth_of(
                 "arguments in `outputs=`."
             )
         result = dict(zip(outputs, found, strict=True))
+    tensors, truth = tensors_of(named), {}
     for name, value in result.items():
-        target = named.get(name, value if name in returned_names(len(result)) else None)
+        known = value if name in returned_names(len(result)) else named.get(name)
+        target = tensors.get(name, known)
         if not isinstance(value, torch.Tensor) or not isinstance(target, torch.Tensor):
             raise InvalidInputError(
                 f"`reference` gives {name!r} a {type(value).__name__}, where the kernel has a "
@@ -68,7 +72,8 @@ def truth_of(
                 f"`reference` gives {name!r} the shape {tuple(value.shape)}, where the argument "
                 f"has {tuple(target.shape)}. Return it in the argument's shape."
             )
-    return dict(result)
+        truth[name] = value.to(target.device).resolve_conj().resolve_neg()
+    return truth
 
 
 def returned_names(count: int) -> list[str]:
@@ -77,9 +82,14 @@ def returned_names(count: int) -> list[str]:
 
 
 def _wide(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.double()
-    return value.clone() if isinstance(value, torch.Tensor) else value
+    """A value for the reference, which may write into it: `Tensor.double` copies no float64."""
+    if isinstance(value, tuple):
+        parts = [_wide(part) for part in value]
+        return getattr(type(value), "_make", tuple)(parts)  # a named tuple, or a plain one
+    value = tensors_of({"": value}).get("", value)
+    if isinstance(value, torch.Tensor):
+        return value.to(torch.float64 if value.is_floating_point() else value.dtype, copy=True)
+    return value
 
 
 def judge(
