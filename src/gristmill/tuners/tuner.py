@@ -16,7 +16,6 @@ import torch
 from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import Outcome, Plan, Status
-from gristmill.core.problem import Problem
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.measure.ceilings import Ceilings
@@ -184,7 +183,7 @@ class TritonAutoTuner:
         flops = _amount("flops", self.flops, problem_size)
         size_bytes = _amount("size_bytes", self.size_bytes, problem_size)
         task = self._task(args, kwargs, self._key(problem_size, kernel_type, args, kwargs))
-        run = tune(task, where, self._store, **self._limits)
+        run = tune(task, where, self._store, afresh=True, **self._limits)
         if run is not None and run.result.interrupted:
             raise TuningInterrupted(run.result)
         plan = None if run is None else run.result.plans.get(OBJECTIVE)
@@ -256,7 +255,7 @@ class TritonAutoTuner:
             key=key,
             function=self._function,
             arguments=Arguments.of(args, kwargs),
-            problem=Problem.of(name, tuple(named), tuple(named.values())),
+            problem=launching.problem_of(name, named),
             space=self.space,
             resolve=resolve,
             source_hash=self._source_hash,
