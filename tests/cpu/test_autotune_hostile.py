@@ -4,6 +4,7 @@ and `arguments` once."""
 from __future__ import annotations
 
 import contextvars
+import functools
 import json
 import sys
 
@@ -16,8 +17,9 @@ import users_helpers as helpers
 import users_kernels as users
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+import gristmill as gm
 from gristmill.core.problem import TensorSpec
-from gristmill.errors import GristmillError, TuningError
+from gristmill.errors import GristmillError, InvalidInputError, TuningError
 from gristmill.tuners import launching
 from gristmill.tuners.arguments import Arguments, Copies
 from gristmill.tuners.choices import as_space
@@ -75,6 +77,26 @@ def test_heuristics_are_part_of_what_a_plan_is_kept_for():
     other = triton.heuristics({"BLOCK": lambda named: 32})(kernel)
     assert launching.rules_hash(first) != launching.rules_hash(other)
     assert launching.rules_hash(kernel) == ""
+
+
+@pytest.mark.usefixtures("fresh_store")
+def test_results_of_partial_functions_are_kept_apart():
+    tuners = [
+        gm.TritonAutoTuner(
+            functools.partial(users.plain, scale=scale),
+            {"fault": ["none"]},
+            warmup_runs=0,
+            benchmark_runs=1,
+        )
+        for scale in (1.0, 2.0)
+    ]
+    tuners[0].tune(torch.zeros(8), problem_size=8)
+    assert [t.get_cached_config(8, "cpu") for t in tuners] == [{"fault": "none"}, None]
+
+
+def test_a_limit_that_there_is_not_is_named_at_once():
+    with pytest.raises(InvalidInputError, match=r"is given `budget`; .* Did you mean 'budget_s'"):
+        gm.TritonAutoTuner(users.plain, {"fault": ["none"]}, budget=3)
 
 
 # --------------------------------------------------------------------------------- arguments

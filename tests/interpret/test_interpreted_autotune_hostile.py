@@ -96,6 +96,42 @@ def test_every_call_of_a_users_do_bench_finds_zero():
     assert set(seen) == {0}
 
 
+@triton.jit
+def relu(x_ptr, n, FAULT: tl.constexpr, BLOCK: tl.constexpr):
+    """`x = max(x, 0)` in place, but for the last element where it is faulty."""
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < (n - 1 if FAULT == "partial" else n)
+    tl.store(x_ptr + offsets, tl.maximum(tl.load(x_ptr + offsets, mask=mask), 0.0), mask=mask)
+
+
+def test_work_in_place_that_changes_nothing_is_right_where_every_element_is_written(monkeypatch):
+    x = torch.rand(N)
+    before = x.clone()
+    tuner = tuned(relu, faulty("partial", "none"), reference=lambda x_ptr: {"x_ptr": x_ptr.relu()})
+    seen = statuses(lambda: tuner[grid](x, N), monkeypatch)
+    assert {c["FAULT"]: o.status for c, o in seen.items()} == {"partial": "wrong", "none": "ok"}
+    assert "belongs in `restore_value`" in next(iter(seen.values())).reason
+    assert torch.equal(x, before)
+    zeros = torch.zeros(N)  # a warm-up's
+    tuned(users.double, reference=lambda x_ptr: {"y_ptr": 2 * x_ptr})[grid](zeros, zeros, N, "none")
+
+
+def test_configs_that_differ_in_hooks_of_one_name_are_all_tried():
+    seen = []
+
+    def made(index):
+        def hook(named):
+            seen.append(index)
+
+        return hook
+
+    configs = [triton.Config({"BLOCK": 64}, pre_hook=made(index)) for index in range(3)]
+    tuner = tuned(users.add_one, [*configs, configs[0]])
+    tuner[grid](torch.zeros(N), N)
+    assert set(seen) == {0, 1, 2}
+    assert set(tuner.configs_timings) == set(configs)
+
+
 # ------------------------------------------------------------------------------------ agreement
 
 

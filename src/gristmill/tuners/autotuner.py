@@ -21,7 +21,7 @@ from gristmill.errors import InvalidInputError, UnsupportedProblemError
 from gristmill.tuners import launching
 from gristmill.tuners.answer import ALWAYS_S, Answer, answer
 from gristmill.tuners.arguments import Arguments, describe
-from gristmill.tuners.choices import Choices, keywords, label, triton_config
+from gristmill.tuners.choices import Choices, keywords, told_apart, triton_config
 from gristmill.tuners.run import KernelTask
 from gristmill.tuners.travel import base_kernel, text_hash
 from gristmill.tuners.trial import Hooks, Terms
@@ -187,8 +187,10 @@ class Autotuner(TritonAutotuner):
         self._refuse_conflicts(kwargs, listed)
         if self.space is None and len(listed) == 1:
             return listed[0], ALWAYS_S
-        by_label = {label(keywords(config)): config for config in listed}
-        space = Choices(map(keywords, listed)) if self.space is None else self.space
+        by_label = told_apart(listed)
+        space = self.space
+        if space is None:
+            space = Choices(map(keywords, by_label.values()), by_label)
         given = {name: v for name, v in kwargs.items() if name not in LAUNCH_ONLY}
         task = self._task(args, given, kwargs["grid"], space, by_label)
         start = time.time()

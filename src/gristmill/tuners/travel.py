@@ -4,6 +4,7 @@ and what identifies it in the store."""
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -50,6 +51,8 @@ def is_callee(value: Any) -> bool:
 def name_of(function: Any) -> str:
     """The `module:qualname` of a function or kernel."""
     python = function.fn if is_callee(function) else function
+    while isinstance(python, functools.partial):
+        python = python.func
     if not hasattr(python, "__qualname__"):  # an object that can be called
         python = type(python)
     return f"{python.__module__}:{python.__qualname__}"
@@ -157,6 +160,9 @@ def source_hash(kernel: Any) -> str:
 
 def function_hash(function: Callable[..., Any]) -> str:
     """A hash of the file that a Python function is in, else of its own source, else nothing."""
+    if isinstance(function, functools.partial):
+        given = f"{function_hash(function.func)},{function.args!r},{function.keywords!r}"
+        return hashlib.sha256(given.encode()).hexdigest()[:16]
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
     try:
         text = Path(file).read_bytes() if file else inspect.getsource(function).encode()

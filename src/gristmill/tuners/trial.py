@@ -28,6 +28,7 @@ from gristmill.verify import Verdict, poison, same_bits
 Check = Literal["reference", "agree", "none"]
 AGREED = "agreed"  # the file of outputs that later candidates are compared with
 QUANTILES = (0.5, 0.2, 0.8)  # what Triton asks a `do_bench` for
+FILLINGS = (-1.5, 1.5)
 IN_PLACE = (
     "; what it was given was right before: an output that is read too belongs in `restore_value`"
 )
@@ -184,30 +185,47 @@ class KernelTrials(Timed):
     def _verified(self, candidate: Candidate) -> Outcome:
         """A candidate's guarded run, judged; on poisoned outputs, then on those of the call, where
         these are not right already: the kernel may work in place."""
-        outcome = self._run_once(candidate, poisoned=True)
+        outcome = self._run_once(candidate, poison)
         if self.terms.check == "agree" and self.terms.outputs and outcome.ok:
-            return self._run_once(candidate, poisoned=False)  # in place, NaN agrees with NaN
+            return self._run_once(candidate)  # in place, NaN agrees with NaN
         if outcome.status != "wrong" or self.terms.check != "reference":
             return outcome
         before = tensors_of(self.copies.named(self.terms.names, fresh=True))
-        if judge(before, self.truth, self.terms.rtol, self.terms.atol).ok:
+        right = judge(before, self.truth, self.terms.rtol, self.terms.atol).ok
+        if right and not self._writes_all(candidate):
             return replace(outcome, reason=outcome.reason + IN_PLACE)
-        again = self._run_once(candidate, poisoned=False)
+        again = self._run_once(candidate)
         return again if again.ok else outcome
 
-    def _run_once(self, candidate: Candidate, poisoned: bool) -> Outcome:
+    def _writes_all(self, candidate: Candidate) -> bool:
+        """Whether a kernel changes every element of its outputs for one of two fillings: its result
+        depends on what was there, and is not what was there."""
+        kept: dict[str, torch.Tensor] = {}
+        for value in FILLINGS:
+            if self._run_once(candidate, lambda t, v=value: t.fill_(v)).status != "wrong":
+                continue
+            for name, tensor in tensors_of(self.copies.named(self.terms.names)).items():
+                if name in self.truth:
+                    same = tensor.double() == torch.full_like(tensor, value).double()
+                    kept[name] = same & kept.get(name, same)
+        return not any(bool(same.any()) for same in kept.values())
+
+    def _run_once(
+        self, candidate: Candidate, fill: Callable[[torch.Tensor], Any] | None = None
+    ) -> Outcome:
+        """A guarded run, on outputs that were filled (`None`: as in the call), judged."""
         self.copies.restore()
         _prepare(self.copies, self.terms)
         read_too = {*self.terms.reset_to_zero, *self.terms.restore_value}
         tensors = tensors_of(self.copies.named(self.terms.names))
-        for name, tensor in tensors.items() if poisoned else ():
-            if _among(name, self.terms.outputs) and not _among(name, read_too):
-                poison(tensor)
+        for name, tensor in tensors.items():
+            if fill and _among(name, self.terms.outputs) and not _among(name, read_too):
+                fill(tensor)
         result = self._bound(candidate)()
         self.timer.synchronize()
         if not self.copies.intact():
             return Outcome("wrong", "it wrote outside its arguments' memory", error=float("inf"))
-        verdict = self._judged(tensors, result, poisoned)
+        verdict = self._judged(tensors, result, fill is not None)
         if not verdict.ok:
             return Outcome("wrong", verdict.reason, error=verdict.error)
         checked = self.terms.check != "none"

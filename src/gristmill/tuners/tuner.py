@@ -17,7 +17,7 @@ from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import Outcome, Plan, Status
 from gristmill.core.target import device_target
-from gristmill.errors import InvalidInputError, TuningError
+from gristmill.errors import InvalidInputError, TuningError, did_you_mean
 from gristmill.measure.ceilings import Ceilings
 from gristmill.tuners import launching
 from gristmill.tuners.answer import OBJECTIVE, tune
@@ -31,6 +31,7 @@ from gristmill.tuners.truth import Reference, truth_of
 from gristmill.tuning.budget import TuningInterrupted
 from gristmill.tuning.timed import Effort
 
+LIMITS = ("budget_s", "trials", "strategy", "seed")
 Amount = float | Callable[[Any], float] | None
 
 
@@ -155,6 +156,11 @@ class TritonAutoTuner:
             warmup_runs=_count("warmup_runs", warmup_runs, 0),
             give_up=False,
         )
+        for name in limits.keys() - set(LIMITS):
+            raise InvalidInputError(
+                f"`TritonAutoTuner` is given `{name}`; of a search it takes {', '.join(LIMITS)}. "
+                f"Leave it out, or rename it.{did_you_mean(name, LIMITS)}"
+            )
         self._limits = {"isolate": isolate, **limits}
         self._store = store() if cache_dir is None else PlanStore(Path(cache_dir))
 
