@@ -24,9 +24,9 @@ from gristmill.tuners import launching
 from gristmill.tuners.arguments import Arguments, Copies
 from gristmill.tuners.choices import as_space
 from gristmill.tuners.run import KernelTask, WorkerMeasurer
-from gristmill.tuners.travel import module_source, pack, source_hash, unpack
+from gristmill.tuners.travel import module_source, pack, source_hash, text_hash, unpack
 from gristmill.tuners.trial import Call, Terms
-from gristmill.tuners.truth import truth_of
+from gristmill.tuners.truth import judge, truth_of
 from gristmill.tuners.worker import KernelSession
 
 HALF = tl.constexpr(tl.float16)
@@ -77,6 +77,27 @@ def test_heuristics_are_part_of_what_a_plan_is_kept_for():
     other = triton.heuristics({"BLOCK": lambda named: 32})(kernel)
     assert launching.rules_hash(first) != launching.rules_hash(other)
     assert launching.rules_hash(kernel) == ""
+
+
+def test_a_functions_constants_are_part_of_it():
+    def made(scale, shift=1):
+        return lambda x_ptr, shift=shift: scale * x_ptr + shift
+
+    assert text_hash(made(2.0)) == text_hash(made(2.0))
+    assert len({text_hash(made(2.0)), text_hash(made(3.0)), text_hash(made(2.0, 2))}) == 3
+    assert text_hash(functools.partial(made)) == ""
+
+
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min, float("-inf")])
+def test_a_fill_value_hides_nothing(fill):
+    truth = torch.randn(64, 64, dtype=torch.float64)
+    masked = torch.ones(64, 64, dtype=torch.bool).triu(1)
+    wrong, right = (torch.where(masked, fill, truth * scale).float() for scale in (1.001, 1.0))
+    truth = torch.where(masked, fill, truth)
+    assert judge({"y": right}, {"y": truth}, None, 0.0).ok
+    assert not judge({"y": wrong}, {"y": truth}, None, 0.0).ok
+    spikes = torch.zeros(64, dtype=torch.float64).index_fill(0, torch.tensor([3, 5]), 1e6)
+    assert judge({"y": spikes.float() + 1e-3}, {"y": spikes}, None, 0.0).ok  # the rest is zero
 
 
 @pytest.mark.usefixtures("fresh_store")

@@ -172,11 +172,17 @@ def function_hash(function: Callable[..., Any]) -> str:
 
 
 def text_hash(function: Callable[..., Any]) -> str:
-    """A hash of a function's own source, or nothing where there is none."""
+    """A hash of a function's own source and the scalars that it uses, or nothing where there is no
+    source."""
     try:
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
-    except (OSError, TypeError):
+        text = inspect.getsource(function)
+        used = inspect.getclosurevars(function)
+    except (OSError, TypeError, ValueError):
         return ""
+    defaults = dict(enumerate(getattr(function, "__defaults__", None) or ()))
+    names = {**used.globals, **used.nonlocals, **{f"default {i}": v for i, v in defaults.items()}}
+    plain = {name: value for name, value in sorted(names.items()) if _is_literal(value)}
+    return hashlib.sha256(f"{text}{plain!r}".encode()).hexdigest()[:16]
 
 
 def pack(function: Any) -> dict[str, str]:

@@ -15,6 +15,7 @@ from gristmill.tuners.arguments import tensors_of
 from gristmill.verify import Verdict, compare
 
 Reference = Callable[..., Any]
+FILL = 1e3  # times the other values: what masked places are filled with
 UNITS = 8.0  # roundings of the output's dtype that a candidate may be away, by default
 
 
@@ -101,7 +102,8 @@ def judge(
     """Whether outputs are within their bounds of the truth.
 
     `|out - truth| <= rtol (|truth| + rms(truth)) + atol`: the root mean square stands for what a
-    reduction rounds, which an element that cancels to near zero does not show. `rtol` is, where
+    reduction rounds, which an element that cancels to near zero does not show (a value that fills
+    masked places, infinite or huge, is no part of it). `rtol` is, where
     none is given, eight roundings of the output's dtype (the tensor cores' TF32 needs more).
     Integers and booleans have to be equal, but for `atol`.
     """
@@ -113,11 +115,25 @@ def judge(
         share = 0.0
         if out.is_floating_point():
             share = UNITS * torch.finfo(out.dtype).eps if rtol is None else rtol
-        finite = torch.where(expected.isfinite(), expected, 0).double()
-        scale = finite.square().mean().sqrt() if expected.numel() else finite.new_zeros(())
+        scale = _size(expected)
         bounds = Bounds(share, share, atol, "the dtype's rounding, or what the caller gave")
         verdict = compare((out,), (expected,), (scale.expand(expected.shape),), bounds)
         if not verdict.ok:
             return Verdict(False, verdict.error, verdict.reason.replace("output 0", f"`{name}`"))
         worst = max(worst, verdict, key=lambda v: v.error)
     return worst
+
+
+def _size(expected: torch.Tensor) -> torch.Tensor:
+    """The root mean square, without infinities and what masked places are filled with: one value,
+    more than once, far above the rest."""
+    sizes = expected.abs().double()
+    sizes = torch.where(sizes.isfinite(), sizes, 0)
+    if not sizes.numel():
+        return sizes.new_zeros(())
+    top = sizes.max()
+    fills = sizes == top
+    rest = torch.where(fills, 0, sizes).square().sum() / (~fills).sum().clamp(min=1)
+    if int(fills.sum()) > 1 and 0 < float(rest.sqrt()) * FILL < float(top):
+        return rest.sqrt()
+    return sizes.square().mean().sqrt()
