@@ -179,7 +179,7 @@ def copies_of(arguments: Arguments, owned: bool = False) -> Copies:
 def _guarded(block: Block) -> torch.Tensor:
     size = block.memory.numel() + ALIGNED + 2 * GUARD_BYTES
     device = block.memory.device
-    pinned = device.type == "cpu" and torch.cuda.is_available()  # or a kernel cannot read it
+    pinned = device.type == "cpu" and torch.cuda.is_initialized()  # or a kernel cannot read it
     return torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
 
 
