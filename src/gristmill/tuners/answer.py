@@ -18,7 +18,6 @@ from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import INTERRUPTED, Candidate, Outcome, Plan
 from gristmill.core.target import device_target
-from gristmill.errors import InvalidConfigError
 from gristmill.tuners.choices import Choices
 from gristmill.tuners.run import KernelRun, KernelTask
 
@@ -120,11 +119,12 @@ def tune(
     trials: int | None = None,
     strategy: str = "auto",
     seed: int = 0,
+    afresh: bool = False,
 ) -> KernelRun | None:
     """A finished run for a task, or `None` where another process is tuning the same one.
 
     A list of configs is measured to its end, unless a limit is given; a space for as long as an op
-    would be.
+    would be. `afresh`: whatever was measured before.
     """
     target, bucket = device_target(device), task.bucket(task.problem)
     listed = isinstance(task.space, Choices)
@@ -139,6 +139,7 @@ def tune(
         known = place.plan(task.name, bucket.key, target.key, OBJECTIVE)
         # After an upgrade only the best few are measured again: the search is not repeated.
         explore = known is None or not known.revalidate or known.provenance == INTERRUPTED
+        held = known is not None and task.holds(known.candidate.config, target)
         run = KernelRun(
             task,
             device,
@@ -148,7 +149,8 @@ def tune(
             strategy,
             seed,
             tuning.observer(),
-            explore,
+            explore or afresh,
+            skip=held and not afresh,
         )
         run.run()
         return run
@@ -161,9 +163,7 @@ def _kept(task: KernelTask, device: torch.device, place: PlanStore) -> tuple[Pla
     plan = place.plan(task.name, bucket.key, target.key, OBJECTIVE)
     if plan is None or plan.source_hash != task.source_hash:
         return None, False
-    try:
-        task.config(plan.candidate.config, task.problem, target)
-    except InvalidConfigError:
+    if not task.holds(plan.candidate.config, target):
         return None, False
     if plan.revalidate or not isinstance(task.space, Choices):
         return plan, not plan.revalidate

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton.runtime.jit import TensorWrapper
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gristmill.core.implementation import PLAIN_TYPES
@@ -71,8 +72,9 @@ class Arguments:
         return sum(block.memory.numel() for block in self.blocks)
 
     def opaque(self) -> list[Any]:
-        """Values that have no description: they cannot cross, and are not copied."""
-        return [node[1] for node in self._leaves() if node[0] == "opaque"]
+        """Values that have no description: they cannot cross, and are not copied (of a named tuple,
+        the tensors are)."""
+        return [node[1] for node in self._leaves() if node[0] in ("opaque", "named")]
 
     def save(self, folder: Path, name: str) -> dict[str, Any]:
         """Write the memory into `folder`; returns the description, as JSON.
@@ -111,8 +113,8 @@ class Arguments:
         pending = [*self.positional, *self.keywords.values()]
         while pending:
             node = pending.pop()
-            if node[0] == "tuple":
-                pending += node[1]
+            if node[0] in ("tuple", "named"):
+                pending += node[-1]
             yield node
 
 
@@ -176,7 +178,9 @@ def copies_of(arguments: Arguments, owned: bool = False) -> Copies:
 
 def _guarded(block: Block) -> torch.Tensor:
     size = block.memory.numel() + ALIGNED + 2 * GUARD_BYTES
-    return torch.empty(size, dtype=torch.uint8, device=block.memory.device)
+    device = block.memory.device
+    pinned = device.type == "cpu" and torch.cuda.is_initialized()  # or a kernel cannot read it
+    return torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
 
 
 def _start(whole: torch.Tensor, block: Block) -> int:
@@ -202,8 +206,10 @@ class _Memory:
         low, high = first * tensor.itemsize, (last + 1) * tensor.itemsize
         key = tensor.untyped_storage().data_ptr()
         if key in self._spans:
-            _, lower, higher = self._spans[key]
+            known, lower, higher = self._spans[key]
             low, high = min(low, lower), max(high, higher)
+            # two storages over one memory (of numpy, of DLPack): the longer has what both show
+            tensor = max(known, tensor, key=lambda t: t.untyped_storage().nbytes())
         self._spans[key] = (tensor, int(low), int(high))
 
     def close(self) -> None:
@@ -229,8 +235,12 @@ class _Memory:
             shape, strides = [int(n) for n in value.shape], [int(n) for n in value.strides]
             rest = [shape, strides, [int(n) for n in value.block_shape], value.padding]
             return ["descriptor", self._tensor(value.base), *rest]
+        if type(value) is TensorWrapper and type(value.base) in PLAIN_TYPES:
+            return ["wrapped", self._tensor(value.base), value.dtype.name]
         if type(value) is tuple:
             return ["tuple", [self.encode(v) for v in value]]
+        if isinstance(value, tuple) and hasattr(value, "_make"):
+            return ["named", value, [self.encode(v) for v in value]]
         if isinstance(value, tl.dtype):
             return ["dtype", value.name]
         if isinstance(value, tl.constexpr) and type(value.value) in PLAIN_VALUES:
@@ -250,15 +260,25 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not (tensor.is_neg() or tensor.is_conj())
 
 
+def tensors_of(named: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors behind arguments, by name: of a descriptor what it is of, of a tuple `name[0]`
+    and so on."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in named.items():
+        if isinstance(value, tuple):
+            found.update(tensors_of({f"{name}[{i}]": part for i, part in enumerate(value)}))
+        elif isinstance(value, (TensorDescriptor, TensorWrapper)):
+            found.update(tensors_of({name: value.base}))
+        elif isinstance(value, torch.Tensor):
+            found[name] = value
+    return found
+
+
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in a value that can be taken apart."""
-    if type(value) is tuple:
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, TensorDescriptor):
-        yield from _tensors(value.base)
-    elif type(value) in PLAIN_TYPES and _is_dense(value):
-        yield value
+    for tensor in tensors_of({"": value}).values():
+        if type(tensor) in PLAIN_TYPES and _is_dense(tensor):
+            yield tensor
 
 
 def _decode(node: Node, memory: Sequence[torch.Tensor]) -> Any:
@@ -268,7 +288,9 @@ def _decode(node: Node, memory: Sequence[torch.Tensor]) -> Any:
         "opaque": lambda value: value,
         "tensor": lambda *facts: _tensor_over(memory, *facts),
         "descriptor": lambda base, *facts: TensorDescriptor(_decode(base, memory), *facts),
+        "wrapped": lambda base, dtype: TensorWrapper(_decode(base, memory), tl.dtype(dtype)),
         "tuple": lambda parts: tuple(_decode(part, memory) for part in parts),
+        "named": lambda old, parts: old._make(_decode(part, memory) for part in parts),
         "dtype": tl.dtype,
         "constexpr": tl.constexpr,
     }

@@ -21,7 +21,7 @@ from gristmill.errors import InvalidInputError, UnsupportedProblemError
 from gristmill.tuners import launching
 from gristmill.tuners.answer import ALWAYS_S, Answer, answer
 from gristmill.tuners.arguments import Arguments, describe
-from gristmill.tuners.choices import Choices, keywords, label, triton_config
+from gristmill.tuners.choices import Choices, keywords, told_apart, triton_config
 from gristmill.tuners.run import KernelTask
 from gristmill.tuners.travel import base_kernel, text_hash
 from gristmill.tuners.trial import Hooks, Terms
@@ -159,6 +159,8 @@ class Autotuner(TritonAutotuner):
 
     def _find(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> triton.Config:
         """The config of a key that is not in the cache: kept or measured."""
+        if kwargs.get("warmup"):  # nothing is launched: what it is compiled for has no memory
+            return self.configs[0]
         with self._lock:
             if key in self.cache:
                 return self.cache[key]
@@ -185,8 +187,10 @@ class Autotuner(TritonAutotuner):
         self._refuse_conflicts(kwargs, listed)
         if self.space is None and len(listed) == 1:
             return listed[0], ALWAYS_S
-        by_label = {label(keywords(config)): config for config in listed}
-        space = Choices(map(keywords, listed)) if self.space is None else self.space
+        by_label = told_apart(listed)
+        space = self.space
+        if space is None:
+            space = Choices(map(keywords, by_label.values()), by_label)
         given = {name: v for name, v in kwargs.items() if name not in LAUNCH_ONLY}
         task = self._task(args, given, kwargs["grid"], space, by_label)
         start = time.time()
@@ -219,6 +223,8 @@ class Autotuner(TritonAutotuner):
         """The configs that are left to choose from, at least one; of a space, none."""
         if self.space is not None:
             return []
+        if len(self._configs) == 1:  # as in Triton: not pruned
+            return self._configs
         return list(self.prune_configs(kwargs)) or self._configs[:1]
 
     def _as_triton(
@@ -226,11 +232,17 @@ class Autotuner(TritonAutotuner):
     ) -> triton.Config:
         if self.space is None:
             return by_label[found.config]
-        config = triton_config(launching.values_of(space, found.config, self.arg_names))
+        config = triton_config(self._added(space, found.config))
         if config in self._configs:
             return self._configs[self._configs.index(config)]
         self._configs.append(config)
         return config
+
+    def _added(self, space: Space, config: Config) -> Mapping[str, Any]:
+        """What a config adds to a launch; of a declared space, with the defaults of `triton.Config`
+        (a backend's own may be others), as the call will have them."""
+        values = launching.values_of(space, config, self.arg_names)
+        return values if self.space is None else triton_config(values).all_kwargs()
 
     def _refuse_conflicts(self, kwargs: Mapping[str, Any], listed: Sequence[triton.Config]) -> None:
         """A value that a config sets cannot be given as well."""
@@ -257,6 +269,8 @@ class Autotuner(TritonAutotuner):
         texts = [f"{name}={describe(named[name])}" for name in self.keys if name in named]
         dtypes = [f"{n}:{v.dtype}" for n, v in named.items() if hasattr(v, "dtype")]
         checked = f"check={terms.check},{terms.rtol},{terms.atol}"
+        checked += f",{terms.outputs},{terms.reset_to_zero},{terms.restore_value}"
+        checked += f",{launching.rules_hash(self.fn)}"
         checked += f",{text_hash(reference)}" if reference is not None else ""
         how = "interpreted" if type(kernel).__name__ == "InterpretedFunction" else "compiled"
 
@@ -269,14 +283,14 @@ class Autotuner(TritonAutotuner):
             key=",".join([*texts, *dtypes, checked, how]),
             function=kernel,
             arguments=Arguments.of(args, kwargs),
-            problem=launching.problem_of(kernel, args, kwargs),
+            problem=launching.problem_of(launching.store_name(kernel), named),
             space=space,
             resolve=launching.Launches(
                 self.fn,
                 args,
                 kwargs,
                 grid,
-                lambda config: launching.values_of(space, config, self.arg_names),
+                lambda config: self._added(space, config),
             ),
             source_hash=launching.identity(kernel),
             terms=terms,

@@ -23,11 +23,15 @@ SCALARS = (bool, int, float, str, type(None))
 class Choices(Space):
     """A space that is a list of configs, in the list's order; each once."""
 
-    def __init__(self, configs: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, configs: Iterable[Mapping[str, Any]], names: Iterable[Config] | None = None
+    ) -> None:
+        """`names`: of the configs, where their labels do not tell them apart."""
         super().__init__()
         self.values: dict[Config, Mapping[str, Any]] = {}
-        for values in configs:
-            self.values.setdefault(label(values), values)
+        listed = list(configs)
+        for name, values in zip(names or map(label, listed), listed, strict=True):
+            self.values.setdefault(name, values)
         self._listed = tuple(self.values)
 
     @property
@@ -72,6 +76,18 @@ def keywords(config: triton.Config) -> dict[str, Any]:
     if config.pre_hook is not None:
         values["pre_hook"] = getattr(config.pre_hook, "__qualname__", repr(config.pre_hook))
     return values
+
+
+def told_apart(configs: Iterable[triton.Config]) -> dict[Config, triton.Config]:
+    """Configs by their names; those that differ in nothing but hooks of one name are numbered."""
+    found: dict[Config, triton.Config] = {}
+    for config in configs:
+        values, count = keywords(config), 1
+        while found.get(name := label(values), config) != config:
+            count += 1
+            values["pre_hook"] = f"{keywords(config)['pre_hook']} {count}"
+        found.setdefault(name, config)
+    return found
 
 
 def triton_config(values: Mapping[str, Any]) -> triton.Config:

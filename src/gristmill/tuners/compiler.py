@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core.config import Config
 from gristmill.core.launch import Launch
@@ -52,6 +54,29 @@ class KernelCompilePool(CompilePool):
         """A candidate as it crosses to the server: with its call."""
         call = self._resolve(candidate.config).to_json()
         return {**super().encode(candidate), "call": call}
+
+
+class NothingToCompile:
+    """Stands for a compile server: a candidate is compiled by its trial."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Candidate] = []
+
+    @property
+    def pending(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, candidate: Candidate) -> None:
+        self._waiting.append(candidate)
+
+    def collect(self) -> tuple[Candidate, Outcome]:
+        return self._waiting.pop(0), Outcome("ok")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
 
 
 class KernelServer(Server):

@@ -11,11 +11,11 @@ from triton.runtime.autotuner import Heuristics
 
 from gristmill.core.config import Config
 from gristmill.core.plan import KERNEL
-from gristmill.core.problem import Problem
+from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.space import Space
-from gristmill.tuners.arguments import CannotTravelError
+from gristmill.tuners.arguments import CannotTravelError, tensors_of
 from gristmill.tuners.choices import OPTIONS, Choices
-from gristmill.tuners.travel import base_kernel, name_of, source_hash
+from gristmill.tuners.travel import base_kernel, name_of, source_hash, text_hash
 from gristmill.tuners.trial import Call
 
 
@@ -63,18 +63,30 @@ def named_arguments(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 
 def _heuristics(kernel: Any) -> Iterator[Any]:
-    """The rules of each `@triton.heuristics`, the outermost first."""
+    """The rules of each `@triton.heuristics` below the autotuner, the outermost first."""
     while hasattr(kernel, "fn") and kernel is not base_kernel(kernel):
         if isinstance(kernel, Heuristics):
             yield kernel.values
         kernel = kernel.fn
 
 
-def problem_of(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Problem:
-    """A call without its tensors' values, by the parameters' names: what the rules of a space
-    see."""
-    named = named_arguments(kernel, args, kwargs)
-    return Problem.of(store_name(base_kernel(kernel)), tuple(named), tuple(named.values()))
+def problem_of(name: str, named: Mapping[str, Any]) -> Problem:
+    """A call without its tensors' values: what the rules of a space see (of a descriptor, the
+    tensor that it is of)."""
+
+    def outline(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(outline(part) for part in value)
+        tensor = tensors_of({"": value}).get("")
+        return value if tensor is None else TensorSpec.of(tensor)
+
+    return Problem(name, tuple((n, outline(value)) for n, value in named.items()))
+
+
+def rules_hash(kernel: Any) -> str:
+    """A hash of the heuristics' sources: what a config was measured with depends on them."""
+    texts = (f"{n}:{text_hash(rule)}" for rules in _heuristics(kernel) for n, rule in rules.items())
+    return ";".join(texts)
 
 
 def store_name(function: Any) -> str:
@@ -91,11 +103,12 @@ def identity(kernel: Any) -> str:
 
 
 def device_of(values: Sequence[Any]) -> torch.device:
-    """The device of the first tensor, else the one that a launch would be on."""
-    for value in values:
-        found = getattr(getattr(value, "base", value), "device", None)
-        if isinstance(found, torch.device):
-            return found
+    """The device of the first tensor that is not on the CPU (that one is pinned), of the first
+    where all are, else the one that a launch would be on."""
+    named = {str(index): value for index, value in enumerate(values)}
+    devices = [tensor.device for tensor in tensors_of(named).values()]
+    for found in sorted(devices, key=lambda device: device.type == "cpu"):
+        return found
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

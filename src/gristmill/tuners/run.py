@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, TuningError
 from gristmill.tuners.arguments import Arguments, CannotTravelError, copies_of, encode_values
 from gristmill.tuners.choices import Choices, label
-from gristmill.tuners.compiler import KernelCompilePool
+from gristmill.tuners.compiler import KernelCompilePool, NothingToCompile
 from gristmill.tuners.travel import pack
 from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
 from gristmill.tuners.worker import TASK
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer
-from gristmill.tuning.runner import TuningRun
+from gristmill.tuning.runner import STORED, TuningRun
 from gristmill.tuning.subject import Compiles, Measures
 from gristmill.tuning.timed import ContextLost, Effort, reason_of
 
@@ -81,10 +82,10 @@ class KernelTask:
 
     @property
     def asked(self) -> Terms:
-        """The terms, with the outputs that the reference knows of."""
+        """The terms, with the outputs that the reference knows of first."""
         if self.make_truth is None:
             return self.terms
-        return replace(self.terms, outputs=tuple(self.truth))
+        return replace(self.terms, outputs=tuple(dict.fromkeys((*self.truth, *self.terms.outputs))))
 
     @property
     def kind(self) -> Kind:
@@ -126,6 +127,14 @@ class KernelTask:
                 "`space`, or add values."
             )
         return found
+
+    def holds(self, config: Config, target: Target) -> bool:
+        """Whether this is one of the configs."""
+        try:
+            self.config(config, self.problem, target)
+        except InvalidConfigError:
+            return False
+        return True
 
     def why_not_travel(self) -> str:
         """Why this cannot be tried in a worker, or an empty string."""
@@ -169,29 +178,6 @@ class KernelTask:
         (folder / TASK).write_text(json.dumps(task))
 
 
-class _NothingToCompile:
-    """Stands for a compile server: a candidate is compiled by its trial."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Candidate] = []
-
-    @property
-    def pending(self) -> int:
-        return len(self._waiting)
-
-    def submit(self, candidate: Candidate) -> None:
-        self._waiting.append(candidate)
-
-    def collect(self) -> tuple[Candidate, Outcome]:
-        return self._waiting.pop(0), Outcome("ok")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
 class WorkerMeasurer(Measurer):
     """Tries candidates in a worker, which reads the call from a folder that lives as long as the
     run."""
@@ -223,7 +209,14 @@ class WorkerMeasurer(Measurer):
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # closed where the reference raises
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-"))
-            self._task.save(Path(folder))
+            try:
+                self._task.save(Path(folder))
+            except OSError as error:
+                size_gib = self._task.arguments.size_bytes / (1 << 30)
+                raise TuningError(
+                    f"the arguments ({size_gib:.2f} GiB) cannot be written to {folder} for the "
+                    f"worker: {error}. Let TMPDIR name a folder with room, or pass `isolate=False`."
+                ) from error
             self.folder = self._base["folder"] = self._base["problem"] = folder
             super().__enter__()
             self._stack = stack.pop_all()
@@ -318,15 +311,18 @@ class KernelRun(TuningRun):
         seed: int = 0,
         observer: Observer | None = None,
         explore: bool = True,
+        skip: bool = False,
     ) -> None:
+        """`skip`: the configs of a list that were measured before are so only among the best."""
         self._task, self._isolate = task, isolate
         super().__init__(
             task, task.problem, device, store, budget, strategy, seed, observer, explore
         )
         known = store.measurements(task.name, self.bucket.key, self.target.key)
-        if explore and isinstance(task.space, Choices):  # a new config is measured, the old not
+        if skip and explore and isinstance(task.space, Choices):
             now = (task.source_hash, provenance())
-            configs = {m.candidate.config for m in known if (m.source_hash, m.provenance) == now}
+            rows = [m for m in known if m.outcome.status != "launch_error"]  # for want of memory?
+            configs = {m.candidate.config for m in rows if (m.source_hash, m.provenance) == now}
             self._strategies[task.name].seen.update(configs)
 
     def tunables(self) -> Sequence[KernelTask]:
@@ -352,19 +348,18 @@ class KernelRun(TuningRun):
         )  # Gluon's are another language
         if compiled and isinstance(self._measurer, WorkerMeasurer):
             return KernelCompilePool(self._measurer.folder, self.target, self._task.resolve)
-        return _NothingToCompile()
+        return NothingToCompile()
 
     def _first_candidates(self) -> list[Candidate]:
         """As for an op, without what was measured once and is no config any more."""
-
-        def valid(candidate: Candidate) -> bool:
-            try:
-                self._task.config(candidate.config, self.problem, self.target)
-            except InvalidConfigError:
-                return False
-            return True
-
-        return [c for c in super()._first_candidates() if valid(c)]
+        task = self._task
+        rows = self.store.measurements(task.name, self.bucket.key, self.target.key)
+        rows = [m for m in rows if m.outcome.ok and m.source_hash == task.source_hash]
+        rows.sort(key=lambda m: m.outcome.time_us("graph"))
+        first = Candidate(task.name, task.config(None, self.problem, self.target))
+        known = (m.candidate for m in rows if m.candidate != first)
+        valid = (c for c in known if task.holds(c.config, self.target))
+        return [first, *islice(valid, STORED)]
 
     def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:
         plan = super()._plan(pool, objective)

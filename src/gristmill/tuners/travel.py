@@ -4,6 +4,7 @@ and what identifies it in the store."""
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -50,6 +51,8 @@ def is_callee(value: Any) -> bool:
 def name_of(function: Any) -> str:
     """The `module:qualname` of a function or kernel."""
     python = function.fn if is_callee(function) else function
+    while isinstance(python, functools.partial):
+        python = python.func
     if not hasattr(python, "__qualname__"):  # an object that can be called
         python = type(python)
     return f"{python.__module__}:{python.__qualname__}"
@@ -57,12 +60,13 @@ def name_of(function: Any) -> str:
 
 @dataclass(frozen=True)
 class Function:
-    """One function of Triton's language: its source without decorators, and what its global names
-    stand for."""
+    """One function of Triton's language: its source without decorators, what its global names
+    stand for, and what it takes out of modules (`helpers.SCALE`)."""
 
     kernel: Any
     source: str
     names: Mapping[str, Any]
+    members: Mapping[str, Any]
 
     @classmethod
     def of(cls, kernel: Any) -> Function:
@@ -78,7 +82,8 @@ class Function:
         source = source.rstrip()
         scope = {**kernel.fn.__globals__, **inspect.getclosurevars(kernel.fn).nonlocals}
         used = _names(source) - {kernel.fn.__name__}
-        return cls(kernel, source, {name: scope[name] for name in sorted(used) if name in scope})
+        names = {name: scope[name] for name in sorted(used) if name in scope}
+        return cls(kernel, source, names, _members(source, names))
 
 
 def _names(source: str) -> set[str]:
@@ -90,6 +95,25 @@ def _names(source: str) -> set[str]:
     return {n.id for n in names if isinstance(n.ctx, ast.Load)} - bound
 
 
+def _members(source: str, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What a function reads out of modules that are not Triton's, by its dotted name."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(ast.parse(source)):
+        path, base = [], node
+        while isinstance(base, ast.Attribute):
+            path.insert(0, base.attr)
+            base = base.value
+        if not path or not isinstance(base, ast.Name):
+            continue
+        value: Any = names.get(base.id)
+        for part in path:
+            known = isinstance(value, ModuleType) and value.__name__.partition(".")[0] != "triton"
+            value = getattr(value, part, None) if known else None
+        if value is not None and not isinstance(value, ModuleType):
+            found[".".join((base.id, *path))] = value
+    return dict(sorted(found.items()))
+
+
 def _definition(source: str) -> str:
     """The source from `def` on."""
     text = textwrap.dedent(source)
@@ -97,8 +121,9 @@ def _definition(source: str) -> str:
     return text[found.start() :] if found else text
 
 
-def functions_of(kernel: Any) -> list[Function]:
-    """A kernel and every function of Triton's language that it calls, callees first."""
+def functions_of(kernel: Any, members: bool = False) -> list[Function]:
+    """A kernel and every function of Triton's language that it calls, callees first; `members`:
+    those too that it takes out of modules."""
     found: dict[int, Function] = {}
     order: list[Function] = []
 
@@ -106,7 +131,7 @@ def functions_of(kernel: Any) -> list[Function]:
         if id(one) in found or _is_tritons(one):
             return
         function = found[id(one)] = Function.of(one)
-        for value in function.names.values():
+        for value in (*function.names.values(), *(function.members.values() if members else ())):
             if is_callee(value):
                 visit(value)
         order.append(function)
@@ -124,9 +149,9 @@ def source_hash(kernel: Any) -> str:
     """A hash of a kernel's source, of the functions that it calls, and of the constants that they
     use."""
     digest = hashlib.sha256()
-    for function in functions_of(kernel):
+    for function in functions_of(kernel, members=True):
         digest.update(f"{function.source}\0{_settings(function.kernel)}\0".encode())
-        for name, value in function.names.items():
+        for name, value in (*function.names.items(), *function.members.items()):
             constant = value.value if isinstance(value, tl.constexpr) else value
             if type(constant) in (*PLAIN_VALUES, tuple) or isinstance(constant, tl.dtype):
                 digest.update(f"{name}={constant!r}\0".encode())
@@ -135,6 +160,9 @@ def source_hash(kernel: Any) -> str:
 
 def function_hash(function: Callable[..., Any]) -> str:
     """A hash of the file that a Python function is in, else of its own source, else nothing."""
+    if isinstance(function, functools.partial):
+        given = f"{function_hash(function.func)},{function.args!r},{function.keywords!r}"
+        return hashlib.sha256(given.encode()).hexdigest()[:16]
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
     try:
         text = Path(file).read_bytes() if file else inspect.getsource(function).encode()
@@ -144,11 +172,17 @@ def function_hash(function: Callable[..., Any]) -> str:
 
 
 def text_hash(function: Callable[..., Any]) -> str:
-    """A hash of a function's own source, or nothing where there is none."""
+    """A hash of a function's own source and the scalars that it uses, or nothing where there is no
+    source."""
     try:
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
-    except (OSError, TypeError):
+        text = inspect.getsource(function)
+        used = inspect.getclosurevars(function)
+    except (OSError, TypeError, ValueError):
         return ""
+    defaults = dict(enumerate(getattr(function, "__defaults__", None) or ()))
+    names = {**used.globals, **used.nonlocals, **{f"default {i}": v for i, v in defaults.items()}}
+    plain = {name: value for name, value in sorted(names.items()) if _is_literal(value)}
+    return hashlib.sha256(f"{text}{plain!r}".encode()).hexdigest()[:16]
 
 
 def pack(function: Any) -> dict[str, str]:
@@ -192,11 +226,13 @@ def unpack(data: Mapping[str, str], folder: Path) -> Any:
                 raise
     if found is None and "source" in data:
         found = _by_source(data, folder)
+        found = found if source_hash(found) == data["hash"] else None  # of a module it imports
     elif found is None:
         found = _by_name(data["name"], data["hash"], fresh=True)
     if found is None:
         raise GristmillError(
-            f"{data['name']} has another source in the worker than in your process"
+            f"{data.get('name', data.get('kernel'))} has another source in the worker than in your "
+            "process. Save what it imports, or pass `isolate=False`"
         )
     return found
 
@@ -293,12 +329,8 @@ def _written(name: str, value: Any) -> Iterator[str]:
     elif is_callee(value) and not _is_tritons(value):  # it is in the module already
         if name != value.fn.__name__:
             yield f"{name} = {value.fn.__name__}"
-    elif isinstance(value, tl.constexpr) and type(value.value) in PLAIN_VALUES:
-        yield f"{name} = triton.language.constexpr({_number(value.value)})"
-    elif isinstance(value, tl.dtype):
-        yield f"{name} = triton.language.dtype({value.name!r})"
-    elif type(value) in PLAIN_VALUES:
-        yield f"{name} = {_number(value)}"
+    elif _is_literal(value):
+        yield f"{name} = {_literal(value)}"
     elif _importable(value, value) or _importable(getattr(value, "fn", None), value):
         module, _, qualname = name_of(value).partition(":")
         if "." in qualname:
@@ -308,6 +340,21 @@ def _written(name: str, value: Any) -> Iterator[str]:
         raise CannotTravelError(f"`{name}`, which it uses, is a {type(value).__name__}")
 
 
-def _number(value: Any) -> str:
-    """A scalar as source; floats that have no literal included."""
+def _is_literal(value: Any) -> bool:
+    """Whether a value can be written as source."""
+    if isinstance(value, tl.constexpr):
+        return _is_literal(value.value)
+    if type(value) is tuple:
+        return all(_is_literal(part) for part in value)
+    return type(value) in PLAIN_VALUES or isinstance(value, tl.dtype)
+
+
+def _literal(value: Any) -> str:
+    """A constant as source; floats that have no literal included."""
+    if isinstance(value, tl.constexpr):
+        return f"triton.language.constexpr({_literal(value.value)})"
+    if isinstance(value, tl.dtype):
+        return f"triton.language.dtype({value.name!r})"
+    if type(value) is tuple:
+        return f"({''.join(f'{_literal(part)}, ' for part in value)})"
     return f"float({str(value)!r})" if isinstance(value, float) else repr(value)

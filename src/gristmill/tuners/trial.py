@@ -3,8 +3,9 @@ what it wrote, time it. In the worker, or in this process where the kernel canno
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,13 @@ import torch
 
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.measure.timing import no_garbage_collection
-from gristmill.tuners.arguments import Arguments, Copies, decode_values, encode_values
+from gristmill.tuners.arguments import (
+    Arguments,
+    Copies,
+    decode_values,
+    encode_values,
+    tensors_of,
+)
 from gristmill.tuners.truth import judge, returned_names
 from gristmill.tuning.timed import Effort, Samples, Timed
 from gristmill.verify import Verdict, poison, same_bits
@@ -21,6 +28,10 @@ from gristmill.verify import Verdict, poison, same_bits
 Check = Literal["reference", "agree", "none"]
 AGREED = "agreed"  # the file of outputs that later candidates are compared with
 QUANTILES = (0.5, 0.2, 0.8)  # what Triton asks a `do_bench` for
+FILLINGS = (-1.5, 1.5)
+IN_PLACE = (
+    "; what it was given was right before: an output that is read too belongs in `restore_value`"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ class Terms:
         names: the parameters' names, of the positional arguments.
         check: `reference` (outputs against the truth), `agree` (against the first candidate that
             ran), or `none`.
-        outputs: the arguments that are written; nothing else may change, where it is not empty.
+        outputs: the arguments that are written; nothing else may change, where it is not empty,
+            but for what the next two have.
         reset_to_zero, restore_value: arguments that every launch has to find at zero, or as they
             were in the call.
         rtol, atol: how far from the truth (`truth.judge`).
@@ -106,9 +118,10 @@ class KernelTrials(Timed):
         self.function, self.copies, self.truth, self.terms = function, copies, truth, terms
         self.folder, self.hooks = folder, hooks
         self.calls: dict[Candidate, Call] = {}  # how each candidate is called
+        self._agreements: dict[bool, Mapping[str, torch.Tensor]] = {}
         prepared = terms.reset_to_zero or terms.restore_value
         if prepared:
-            self.timer.prepare = self._prepare
+            self.timer.prepare = functools.partial(_prepare, copies, terms)  # no cycle with `self`
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """One candidate: right, as far as it is checked? then how fast, given up early where it
@@ -169,64 +182,71 @@ class KernelTrials(Timed):
 
         return run_between_hooks if before or after else run
 
-    def _prepare(self) -> None:
-        """What every launch has to find."""
-        named = self.copies.named(self.terms.names)
-        fresh = self.copies.named(self.terms.names, fresh=True)
-        for name in self.terms.reset_to_zero:
-            if named.get(name) is not None:
-                named[name].zero_()
-        for name in self.terms.restore_value:
-            if named.get(name) is not None:
-                named[name].copy_(fresh[name])
-
     def _verified(self, candidate: Candidate) -> Outcome:
         """A candidate's guarded run, judged; on poisoned outputs, then on those of the call, where
         these are not right already: the kernel may work in place."""
-        outcome = self._run_once(candidate, poisoned=True)
+        outcome = self._run_once(candidate, poison)
+        if self.terms.check == "agree" and self.terms.outputs and outcome.ok:
+            return self._run_once(candidate)  # in place, NaN agrees with NaN
         if outcome.status != "wrong" or self.terms.check != "reference":
             return outcome
-        before = self.copies.named(self.terms.names, fresh=True)
-        if judge(before, self.truth, self.terms.rtol, self.terms.atol).ok:
-            return outcome
-        again = self._run_once(candidate, poisoned=False)
+        before = tensors_of(self.copies.named(self.terms.names, fresh=True))
+        right = judge(before, self.truth, self.terms.rtol, self.terms.atol).ok
+        if right and not self._writes_all(candidate):
+            return replace(outcome, reason=outcome.reason + IN_PLACE)
+        again = self._run_once(candidate)
         return again if again.ok else outcome
 
-    def _run_once(self, candidate: Candidate, poisoned: bool) -> Outcome:
+    def _writes_all(self, candidate: Candidate) -> bool:
+        """Whether a kernel changes every element of its outputs for one of two fillings: its result
+        depends on what was there, and is not what was there."""
+        kept: dict[str, torch.Tensor] = {}
+        for value in FILLINGS:
+            if self._run_once(candidate, lambda t, v=value: t.fill_(v)).status != "wrong":
+                continue
+            for name, tensor in tensors_of(self.copies.named(self.terms.names)).items():
+                if name in self.truth:
+                    same = tensor.double() == torch.full_like(tensor, value).double()
+                    kept[name] = same & kept.get(name, same)
+        return not any(bool(same.any()) for same in kept.values())
+
+    def _run_once(
+        self, candidate: Candidate, fill: Callable[[torch.Tensor], Any] | None = None
+    ) -> Outcome:
+        """A guarded run, on outputs that were filled (`None`: as in the call), judged."""
         self.copies.restore()
-        self._prepare()
+        _prepare(self.copies, self.terms)
         read_too = {*self.terms.reset_to_zero, *self.terms.restore_value}
-        named = self.copies.named(self.terms.names)
-        for name in self.terms.outputs if poisoned else ():
-            if name not in read_too and isinstance(named.get(name), torch.Tensor):
-                poison(named[name])
+        tensors = tensors_of(self.copies.named(self.terms.names))
+        for name, tensor in tensors.items():
+            if fill and _among(name, self.terms.outputs) and not _among(name, read_too):
+                fill(tensor)
         result = self._bound(candidate)()
         self.timer.synchronize()
         if not self.copies.intact():
             return Outcome("wrong", "it wrote outside its arguments' memory", error=float("inf"))
-        verdict = self._judged(named, result)
+        verdict = self._judged(tensors, result, fill is not None)
         if not verdict.ok:
             return Outcome("wrong", verdict.reason, error=verdict.error)
         checked = self.terms.check != "none"
         ok = Outcome("ok", error=verdict.error if checked else None)
         return ok if self.calls[candidate].grid is None else replace(ok, **_resources(result))
 
-    def _judged(self, named: Mapping[str, Any], result: Any) -> Verdict:
+    def _judged(self, tensors: Mapping[str, torch.Tensor], result: Any, poisoned: bool) -> Verdict:
         outputs = self.terms.outputs
         if outputs:
-            fresh = self.copies.named(self.terms.names, fresh=True)
-            changed = self._changed(named, fresh, outputs)
+            fresh = tensors_of(self.copies.named(self.terms.names, fresh=True))
+            written = {*outputs, *self.terms.reset_to_zero, *self.terms.restore_value}
+            changed = self._changed(tensors, fresh, written)
             if changed:
                 return Verdict(False, float("inf"), f"it changed its argument `{changed}`")
         if self.terms.check == "none":
             return Verdict(True, 0.0)
-        got = {n: v for n, v in named.items() if isinstance(v, torch.Tensor)}
-        if outputs:
-            got = {n: v for n, v in got.items() if n in outputs}
+        got = {n: v for n, v in tensors.items() if not outputs or _among(n, outputs)}
         got.update(_returned(result))
         if self.terms.check == "reference":
-            return judge({**named, **got}, self.truth, self.terms.rtol, self.terms.atol)
-        truth = self._agreed(got)
+            return judge({**tensors, **got}, self.truth, self.terms.rtol, self.terms.atol)
+        truth = self._agreed(got, poisoned)
         verdict = judge(got, truth, self.terms.rtol, self.terms.atol)
         if verdict.ok:
             return verdict
@@ -234,41 +254,62 @@ class KernelTrials(Timed):
 
     @staticmethod
     def _changed(
-        named: Mapping[str, Any], fresh: Mapping[str, Any], outputs: Sequence[str]
+        tensors: Mapping[str, torch.Tensor],
+        fresh: Mapping[str, torch.Tensor],
+        written: Collection[str],
     ) -> str | None:
-        """An argument that is no output and is not what it was; memory that an output shares is
-        the output's."""
-        written = {
-            named[n].untyped_storage().data_ptr()
-            for n in outputs
-            if isinstance(named.get(n), torch.Tensor)
-        }
-        for name, value in named.items():
-            if not isinstance(value, torch.Tensor) or name in outputs:
-                continue
-            mine = value.untyped_storage().data_ptr() not in written
+        """An argument that is not to be written and is not what it was; memory that an output
+        shares is the output's."""
+        theirs = {t.untyped_storage().data_ptr() for n, t in tensors.items() if _among(n, written)}
+        for name, value in tensors.items():
+            mine = value.untyped_storage().data_ptr() not in theirs
             if mine and not same_bits(value, fresh[name]):
                 return name
         return None
 
-    def _agreed(self, got: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def _agreed(
+        self, got: Mapping[str, torch.Tensor], poisoned: bool
+    ) -> Mapping[str, torch.Tensor]:
         """The outputs of the first candidate that ran; these, if it is this one. In a file, for a
         worker that comes after this one."""
-        if not self.truth:
-            file = self.folder / f"{AGREED}.json"
+        if poisoned not in self._agreements:
+            name = f"{AGREED}-{poisoned}"
+            file = self.folder / f"{name}.json"
             if not file.exists():
                 alone = Arguments.of((), {n: v.clone() for n, v in got.items()})
-                file.write_text(json.dumps(alone.save(self.folder, AGREED)))
-            self.truth = load_truth(self.folder, json.loads(file.read_text()))
-        return self.truth
+                file.write_text(json.dumps(alone.save(self.folder, name)))
+            self._agreements[poisoned] = load_truth(self.folder, json.loads(file.read_text()))
+        return self._agreements[poisoned]
 
     def _benched(self, call: Callable[[], Any]) -> Outcome:
         """Timed by the user's own `do_bench`, which gives milliseconds."""
         assert self.hooks.do_bench is not None
+
+        def prepared() -> Any:
+            _prepare(self.copies, self.terms)
+            return call()
+
         with no_garbage_collection():
-            times = self.hooks.do_bench(call, quantiles=QUANTILES)
+            times = self.hooks.do_bench(prepared, quantiles=QUANTILES)
         first = times[0] if isinstance(times, Sequence) else times
         return Outcome("ok", device_us=float(first) * 1e3, host_us=0.0, repeats=1)
+
+
+def _prepare(copies: Copies, terms: Terms) -> None:
+    """What every launch has to find."""
+    if not (terms.reset_to_zero or terms.restore_value):
+        return
+    fresh = tensors_of(copies.named(terms.names, fresh=True))
+    for name, tensor in tensors_of(copies.named(terms.names)).items():
+        if _among(name, terms.restore_value):
+            tensor.copy_(fresh[name])
+        if _among(name, terms.reset_to_zero):
+            tensor.zero_()
+
+
+def _among(name: str, arguments: Collection[str]) -> bool:
+    """Whether a tensor is one of these arguments, or in one."""
+    return name in arguments or name.partition("[")[0] in arguments
 
 
 def _returned(result: Any) -> dict[str, torch.Tensor]:

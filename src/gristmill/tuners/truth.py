@@ -11,9 +11,11 @@ import torch
 
 from gristmill.core.op import Bounds, as_tuple
 from gristmill.errors import InvalidInputError
+from gristmill.tuners.arguments import tensors_of
 from gristmill.verify import Verdict, compare
 
 Reference = Callable[..., Any]
+FILL = 1e3  # times the other values: what masked places are filled with
 UNITS = 8.0  # roundings of the output's dtype that a candidate may be away, by default
 
 
@@ -23,8 +25,9 @@ def truth_of(
     """The true values of a kernel's output arguments, by name.
 
     The reference gets, by name, those of the arguments that it names (all of them where it takes
-    `**kwargs`), floating-point tensors in float64. It returns a dict from output to truth, or the
-    truths in the order of `outputs` (`None`: of what a Python function returns).
+    `**kwargs`), as copies: floating-point tensors in float64, of a descriptor the tensor that it is
+    of. It returns a dict from output to truth, or the truths in the order of `outputs` (`None`: of
+    what a Python function returns).
 
     Raises:
         InvalidInputError: it names what is no argument, or returns something else.
@@ -55,8 +58,10 @@ def truth_of(
                 "arguments in `outputs=`."
             )
         result = dict(zip(outputs, found, strict=True))
+    tensors, truth = tensors_of(named), {}
     for name, value in result.items():
-        target = named.get(name, value if name in returned_names(len(result)) else None)
+        known = value if name in returned_names(len(result)) else named.get(name)
+        target = tensors.get(name, known)
         if not isinstance(value, torch.Tensor) or not isinstance(target, torch.Tensor):
             raise InvalidInputError(
                 f"`reference` gives {name!r} a {type(value).__name__}, where the kernel has a "
@@ -68,7 +73,8 @@ def truth_of(
                 f"`reference` gives {name!r} the shape {tuple(value.shape)}, where the argument "
                 f"has {tuple(target.shape)}. Return it in the argument's shape."
             )
-    return dict(result)
+        truth[name] = value.to(target.device).resolve_conj().resolve_neg()
+    return truth
 
 
 def returned_names(count: int) -> list[str]:
@@ -77,9 +83,14 @@ def returned_names(count: int) -> list[str]:
 
 
 def _wide(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.double()
-    return value.clone() if isinstance(value, torch.Tensor) else value
+    """A value for the reference, which may write into it: `Tensor.double` copies no float64."""
+    if isinstance(value, tuple):
+        parts = [_wide(part) for part in value]
+        return getattr(type(value), "_make", tuple)(parts)  # a named tuple, or a plain one
+    value = tensors_of({"": value}).get("", value)
+    if isinstance(value, torch.Tensor):
+        return value.to(torch.float64 if value.is_floating_point() else value.dtype, copy=True)
+    return value
 
 
 def judge(
@@ -91,7 +102,8 @@ def judge(
     """Whether outputs are within their bounds of the truth.
 
     `|out - truth| <= rtol (|truth| + rms(truth)) + atol`: the root mean square stands for what a
-    reduction rounds, which an element that cancels to near zero does not show. `rtol` is, where
+    reduction rounds, which an element that cancels to near zero does not show (a value that fills
+    masked places, infinite or huge, is no part of it). `rtol` is, where
     none is given, eight roundings of the output's dtype (the tensor cores' TF32 needs more).
     Integers and booleans have to be equal, but for `atol`.
     """
@@ -103,11 +115,25 @@ def judge(
         share = 0.0
         if out.is_floating_point():
             share = UNITS * torch.finfo(out.dtype).eps if rtol is None else rtol
-        finite = torch.where(expected.isfinite(), expected, 0).double()
-        scale = finite.square().mean().sqrt() if expected.numel() else finite.new_zeros(())
+        scale = _size(expected)
         bounds = Bounds(share, share, atol, "the dtype's rounding, or what the caller gave")
         verdict = compare((out,), (expected,), (scale.expand(expected.shape),), bounds)
         if not verdict.ok:
             return Verdict(False, verdict.error, verdict.reason.replace("output 0", f"`{name}`"))
         worst = max(worst, verdict, key=lambda v: v.error)
     return worst
+
+
+def _size(expected: torch.Tensor) -> torch.Tensor:
+    """The root mean square, without infinities and what masked places are filled with: one value,
+    more than once, far above the rest."""
+    sizes = expected.abs().double()
+    sizes = torch.where(sizes.isfinite(), sizes, 0)
+    if not sizes.numel():
+        return sizes.new_zeros(())
+    top = sizes.max()
+    fills = sizes == top
+    rest = torch.where(fills, 0, sizes).square().sum() / (~fills).sum().clamp(min=1)
+    if int(fills.sum()) > 1 and 0 < float(rest.sqrt()) * FILL < float(top):
+        return rest.sqrt()
+    return sizes.square().mean().sqrt()

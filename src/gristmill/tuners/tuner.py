@@ -16,9 +16,8 @@ import torch
 from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import Outcome, Plan, Status
-from gristmill.core.problem import Problem
 from gristmill.core.target import device_target
-from gristmill.errors import InvalidInputError, TuningError
+from gristmill.errors import InvalidInputError, TuningError, did_you_mean
 from gristmill.measure.ceilings import Ceilings
 from gristmill.tuners import launching
 from gristmill.tuners.answer import OBJECTIVE, tune
@@ -32,6 +31,7 @@ from gristmill.tuners.truth import Reference, truth_of
 from gristmill.tuning.budget import TuningInterrupted
 from gristmill.tuning.timed import Effort
 
+LIMITS = ("budget_s", "trials", "strategy", "seed")
 Amount = float | Callable[[Any], float] | None
 
 
@@ -156,6 +156,11 @@ class TritonAutoTuner:
             warmup_runs=_count("warmup_runs", warmup_runs, 0),
             give_up=False,
         )
+        for name in limits.keys() - set(LIMITS):
+            raise InvalidInputError(
+                f"`TritonAutoTuner` is given `{name}`; of a search it takes {', '.join(LIMITS)}. "
+                f"Leave it out, or rename it.{did_you_mean(name, LIMITS)}"
+            )
         self._limits = {"isolate": isolate, **limits}
         self._store = store() if cache_dir is None else PlanStore(Path(cache_dir))
 
@@ -184,7 +189,7 @@ class TritonAutoTuner:
         flops = _amount("flops", self.flops, problem_size)
         size_bytes = _amount("size_bytes", self.size_bytes, problem_size)
         task = self._task(args, kwargs, self._key(problem_size, kernel_type, args, kwargs))
-        run = tune(task, where, self._store, **self._limits)
+        run = tune(task, where, self._store, afresh=True, **self._limits)
         if run is not None and run.result.interrupted:
             raise TuningInterrupted(run.result)
         plan = None if run is None else run.result.plans.get(OBJECTIVE)
@@ -256,7 +261,7 @@ class TritonAutoTuner:
             key=key,
             function=self._function,
             arguments=Arguments.of(args, kwargs),
-            problem=Problem.of(name, tuple(named), tuple(named.values())),
+            problem=launching.problem_of(name, named),
             space=self.space,
             resolve=resolve,
             source_hash=self._source_hash,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from gristmill.core.plan import Candidate
 from gristmill.tuners.arguments import Arguments, copies_of
@@ -21,11 +22,18 @@ from gristmill.tuning.worker import Attempts, Session, serve
 TASK = "task.json"
 
 
+def _workspace(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """Memory that a kernel asks for at its launch: descriptors made on the device."""
+    del alignment, stream  # the allocator's blocks are on 512 bytes, and of the current stream
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
 class KernelSession(Session):
     """Trials of the kernel and the values that lie in the request's folder."""
 
     def make(self, request: Mapping[str, Any], device: torch.device) -> Attempts:
         """Read the task; its memory goes to the device that it came from."""
+        triton.set_allocator(_workspace)  # a user's own does not travel
         folder = Path(request["folder"])
         task = json.loads((folder / TASK).read_text())
         return KernelTrials(
