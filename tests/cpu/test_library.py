@@ -3,6 +3,7 @@ transforms, modes, subclasses. Each line of robustness.md that a CPU can show ha
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -328,3 +329,17 @@ torch.testing.assert_close(torch.export.load(sys.argv[1]).module()(x), want)
     command = [sys.executable, "-c", code, tmp_path / "model.pt2", tmp_path / "values.pt"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_compiled_graph_from_inductors_cache_finds_every_op(tmp_path):
+    """A new process that compiles what another one has compiled traces no backward pass."""
+    code = """
+import torch, gristmill as gm
+x, w = torch.randn(6, 32, requires_grad=True), torch.randn(32, requires_grad=True)
+torch.compile(lambda x, w: gm.rms_norm(x, w) * 3, fullgraph=True)(x, w).sum().backward()
+"""
+    folder = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, check=False, env=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

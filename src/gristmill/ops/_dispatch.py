@@ -161,6 +161,7 @@ def dispatcher(name: str, objective: Objective = "eager") -> Dispatcher:
     found = _dispatchers.get((name, objective))
     if found is None:
         op = load(name)
+        registered(op)
         with _lock:
             found = _dispatchers.get((name, objective))
             if found is None:
@@ -168,14 +169,32 @@ def dispatcher(name: str, objective: Objective = "eager") -> Dispatcher:
     return found
 
 
-@functools.cache
+_registered: dict[str, Any] = {}
+
+
 def registered(op: Op) -> Any:
-    """The op's overload in torch's dispatcher, registered once. It runs the `eager` plans."""
+    """The op's overload in torch's dispatcher, registered once. It runs the `eager` plans.
 
-    def run(*args: Any) -> Any:
-        return dispatcher(op.name).values(*args)
+    The ops of its gradients are registered with it: a compiled graph that Inductor finds in its
+    cache calls them without a trace in this process.
+    """
+    if op.name not in _registered:
+        family = {op.name: op}
+        pending = [op]
+        while pending:  # imports specs: under no lock of ours
+            wanted = {gradient.op for gradient in pending.pop().gradients} - family.keys()
+            family |= (found := {name: load(name) for name in sorted(wanted)})
+            pending += found.values()
+        with _lock:
+            for name, one in family.items():
+                if name not in _registered:
+                    _registered[name] = register_op(one, _running(name), dispatcher)
+    return _registered[op.name]
 
-    return register_op(op, run, dispatcher)
+
+def _running(name: str) -> Callable[..., Any]:
+    """What the registered op runs on a device."""
+    return lambda *args: dispatcher(name).values(*args)
 
 
 def register_ops() -> tuple[str, ...]:
