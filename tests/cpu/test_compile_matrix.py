@@ -139,6 +139,9 @@ def test_a_row_reads_the_weight_in_eight_loads_of_16_bytes_a_thread(layer):
     loads = [load for load in memory_operations(binary, "LDG") if ".EL" not in load]
     assert len(loads) == 8
     assert all(".EF.128" in load for load in loads)
+    # No sum waits for the first load before the last one is on its way.
+    order = memory_operations(binary, "LDG", "FFMA")
+    assert all(op.startswith("FFMA") for op in order[order.index("FFMA") :])
     (folded,) = matmul_binaries("gemv", workload(f"llama3-8b-{layer}-m1"), FOLD=8)
     assert folded.registers <= binary.registers // 2 + 8
     assert folded.spills == 0
