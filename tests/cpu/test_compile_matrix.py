@@ -126,6 +126,28 @@ def test_parts_are_added_16_bytes_at_a_time():
     assert all(".128" in op for op in memory_operations(add, "LDG", "STG"))
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "first"),
+    [
+        ("split_k", "llama3-8b-down-m16", "LDGSTS"),
+        ("split_k", "llama3-8b-qkv-m64", "LDGSTS"),
+        ("padded", "odd-1023x1000x1031", "LDG"),
+    ],
+)
+def test_a_second_launch_is_set_up_under_the_first_one(name, size, first):
+    """By the prior. It is let go before the first one's loads, and touches no memory before its
+    wait; the first one waits for what runs before it, as every launch does: it cannot write into
+    a workspace that the last call still reads."""
+    before, after = matmul_binaries(name, workload(size))
+    assert memory_operations(before, "PREEXIT", first)[0] == "PREEXIT"
+    assert "ACQBULK" not in before.sass
+    assert not before.kernel.metadata.launch_pdl
+    assert after.kernel.metadata.launch_pdl
+    order = memory_operations(after, "ACQBULK", "LDG", "STG", "LDGSTS", "UTMALDG", "UTMASTG")
+    assert order[0] == "ACQBULK"
+    assert "PREEXIT" not in after.sass  # nor is the next call's first launch let go early
+
+
 def test_an_evicted_weight_is_read_by_plain_loads():
     problem = workload("llama3-8b-qkv-m16")
     binary, *_ = matmul_binaries("split_k", problem, num_stages=1, EVICT="evict_first")
