@@ -177,6 +177,21 @@ torch.testing.assert_close(compiled(x.detach()), x.detach() @ a + 1)
     assert done.returncode == 0, done.stderr
 
 
+def test_a_backward_pass_from_inductors_cache_finds_the_ops_that_it_calls():
+    """In a new process none is traced: nothing else would have registered them."""
+    code = """
+import torch
+from gristmill.core.registry import load
+from gristmill.ops._dispatch import registered
+assert not hasattr(torch.ops.gristmill, "rms_norm_backward")
+registered(load("rms_norm"))
+assert torch.ops.gristmill.rms_norm_backward.default is not None
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+
+
 def test_autocast_casts_products_down_and_weights_to_their_input():
     x, weight = torch.randn(6, 32), torch.randn(32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -167,13 +167,22 @@ def dispatcher(name: str, objective: Objective = "eager") -> Dispatcher:
 
 
 @functools.cache
-def registered(op: Op) -> Any:
-    """The op's overload in torch's dispatcher, registered once. It runs the `eager` plans."""
-
+def _overload(op: Op) -> Any:
     def run(*args: Any) -> Any:
         return dispatcher(op.name).values(*args)
 
     return register_op(op, run, dispatcher)
+
+
+@functools.cache
+def registered(op: Op) -> Any:
+    """The op's overload in torch's dispatcher, registered once, and with it the ops of its
+    gradients: a backward pass from Inductor's cache calls them, untraced. It runs the `eager`
+    plans."""
+    overload = _overload(op)
+    for gradient in op.gradients:
+        _overload(load(gradient.op))
+    return overload
 
 
 def register_ops() -> tuple[str, ...]:
