@@ -47,6 +47,9 @@ OPERANDS = {
     "one-batch": (rand(1, 1, 5, 8), rand(1, 1, 8, 6)),
     "empty-batch": (rand(0, 5, 8), rand(0, 8, 6)),
     "no-sum": (rand(3, 5, 0), rand(3, 0, 6)),
+    "shared-empty-batch": (rand(0, 5, 8), rand(8, 6)),
+    "shared-no-sum": (rand(3, 5, 0), rand(0, 6)),
+    "shared-no-columns": (rand(3, 5, 8), rand(8, 0)),
 }
 MERGED = {
     "shared": (30, 6, 8, 1),
@@ -62,6 +65,9 @@ MERGED = {
     "one-batch": (5, 6, 8, 1),
     "empty-batch": (5, 6, 8, 0),
     "no-sum": (5, 6, 0, 3),
+    "shared-empty-batch": (0, 6, 8, 1),
+    "shared-no-sum": (15, 6, 0, 1),
+    "shared-no-columns": (15, 0, 8, 1),
 }
 STRIDES = {"shared-of-apart-rows": (56, 0), "heads": (8, 8), "expanded-a": (0, 48)}
 
@@ -139,10 +145,7 @@ def test_refusals(args, words):
         assert word in str(caught.value)
 
 
-GRADIENTS = [name for name in OPERANDS if name != "empty-batch"]
-
-
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", OPERANDS)
 @pytest.mark.parametrize("upstream", ["random", "ones"])
 def test_gradients_are_those_of_float64_autograd(name, upstream):
     a, b = (t.detach().requires_grad_() for t in OPERANDS[name])
@@ -211,6 +214,39 @@ def test_compiled_once_for_every_batch_and_length():
         x = rand(batch, length, 8)
         torch.testing.assert_close(compiled(x), x @ w.t())
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    "multiply",
+    [
+        lambda x, w, i: gm.matmul(x[:, i], w[i]),
+        lambda x, w, i: gm.matmul(x, w[:, i]),
+        lambda x, w, i: gm.matmul(w.t(), x.t()[:, i]),
+    ],
+)
+def test_compiled_for_sizes_that_depend_on_data(multiply):
+    """Such a size is a stride too, which is no number to compare."""
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(
+            lambda x, w, mask: multiply(x, w, mask.nonzero().flatten()),
+            fullgraph=True,
+            dynamic=True,
+            backend="aot_eager",
+        )
+        x, w, mask = rand(8, 8), rand(8, 8), torch.arange(8) % 3 == 0
+        want = multiply(x, w, mask.nonzero().flatten())
+        torch.testing.assert_close(compiled(x, w, mask), want)
+
+
+def test_an_empty_operand_has_no_wrong_strides():
+    """`contiguous()`, which the refusal would advise, leaves them as they are."""
+    a = torch.zeros(()).expand(0, 5, 8)
+    assert a.contiguous().stride() == (0, 0, 0)
+    assert gm.matmul(a, rand(8, 6)).shape == (0, 5, 6)
+    assert all(
+        implementation("matmul", name).why_not(made(a, rand(8, 6)), HOPPER) is None
+        for name in ("tiled", "split_k")
+    )
 
 
 def test_tf32_widens_the_bounds_of_float32_alone():

@@ -11,6 +11,7 @@ from gristmill.compile.bound import bind
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core.registry import implementation, implementations, load
 from gristmill.core.target import device_target
+from gristmill.specs.matmul import problem_of
 from gristmill.verify import compare, truth
 
 
@@ -79,6 +80,27 @@ def test_matmul_takes_every_layout_after_being_bound_to_one(cuda, fresh_store):
         (a[:0], b),
     ):
         assert _right("matmul", (left, right, False), matmul(left, right)).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("split_k", (16, 4096, 4096)), ("padded", (255, 1000, 1031))]
+)
+def test_calls_in_a_row_keep_out_of_each_others_workspace(cuda, name, sizes):
+    """Each is of two launches, the second one set up under the first; the allocator gives the next
+    call the workspace that this one has not read yet."""
+    kernel = implementation("matmul", name)
+    problem = problem_of(*sizes)
+    values = [
+        kernel.op.inputs(problem, torch.Generator(cuda).manual_seed(seed), "normal")
+        for seed in range(4)
+    ]
+    config = kernel.config(None, problem, device_target(cuda))
+    assert config["PDL"]
+    call = bind(kernel, config, values[0])
+    outputs = [call(*values[turn % 4]) for turn in range(40)]
+    for turn, output in enumerate(outputs[-8:], start=32):
+        assert _right("matmul", values[turn % 4], output).ok, turn
+    assert all(torch.equal(outputs[turn], outputs[turn % 4]) for turn in range(40))
 
 
 def test_another_stream(rms_norm, cuda):

@@ -149,7 +149,7 @@ MUTATIONS = {
     ],
     "matmul/gemv": [
         ("K - start", "K - 1 - start", "normal"),  # the last product of each sum dropped
-        ("a_ptr + start + ks", "a_ptr + start + ks // 2 * 2", "normal"),
+        ("a_ptr + ks", "a_ptr + ks // 2 * 2", "normal"),
         ("col_mask = cols < N", "col_mask = cols < N - 1", "normal"),
         ("b_ptr += batch *", "b_ptr += 0 * batch *", "normal"),
     ],

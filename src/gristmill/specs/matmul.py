@@ -52,7 +52,11 @@ def check(a: torch.Tensor, b: torch.Tensor, tf32: bool) -> None:
             f"of `b` as columns of `a`. {hint}"
         )
     for name, tensor in (("a", a), ("b", b)):
-        if 1 not in tensor.stride()[-2:] and all(size > 1 for size in tensor.shape[-2:]):
+        # A size that depends on data is a symbol, which cannot be compared; a unit stride is a
+        # number. Of no elements any strides will do: the gradient of an empty sum has only zeros.
+        if any(isinstance(stride, int) and stride == 1 for stride in tensor.stride()[-2:]):
+            continue
+        if all(size > 1 for size in tensor.shape[-2:]) and 0 not in tensor.shape:
             raise InvalidInputError(
                 f"`{name}` has strides {tuple(tensor.stride())}; `matmul` needs stride 1 along one "
                 f"of its last two dimensions. Call `{name}.contiguous()`."
@@ -253,7 +257,8 @@ def forms(problem: Problem) -> dict[str, Problem]:
 def _grad_b(a: torch.Tensor, b: torch.Tensor, grad_out: torch.Tensor, tf32: bool) -> tuple:
     """Of a `b` that the whole batch shares, one product: the rows of the batch are summed over."""
     if b.dim() == 2 < a.dim():
-        a, grad_out = (dense(t.reshape(-1, t.shape[-1]), 2) for t in (a, grad_out))
+        # By `flatten`: `reshape` cannot tell how many rows of no values there are.
+        a, grad_out = (dense(t.flatten(0, -2), 2) for t in (a, grad_out))
     return a.mT, dense(grad_out, 2), tf32
 
 

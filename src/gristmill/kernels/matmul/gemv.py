@@ -27,7 +27,7 @@ from gristmill.kernels.device.tiles import fits, known_multiple, vector
 from gristmill.specs.matmul import OP, product, product_of, sizes, why_not_merged
 
 MAX_K = 2**31 - 2**14  # the end of the last block of K is an int32
-MAX_COLUMNS = 2**31 - 1  # a program for each: the longest grid
+MAX_COLUMNS = 2**31 - 2**7  # a program for each, and the end of the last block is an int32
 
 
 @triton.jit
@@ -37,11 +37,11 @@ def _matmul_fwd_gemv_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FOLD: tl.constexpr, EVICT: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     K, stride_bn = known_multiple(K, VECTOR), known_multiple(stride_bn, VECTOR)
     if IS_BATCHED:
         blocks_n = tl.cdiv(N, BLOCK_N)
-        batch = pid // blocks_n
+        batch = (pid // blocks_n).to(tl.int64)
         pid = pid % blocks_n
         a_ptr += batch * known_multiple(stride_ab, VECTOR)
         b_ptr += batch * known_multiple(stride_bb, VECTOR)
@@ -50,17 +50,19 @@ def _matmul_fwd_gemv_kernel(
     ks = tl.arange(0, BLOCK_K)
     col_mask = cols < N
     # Past the last column the first one is read again: no load is predicated for it.
-    b_rows = b_ptr + tl.where(col_mask, cols, 0)[:, None] * stride_bn
+    b_rows = tl.where(col_mask, cols, 0).to(tl.int64)[:, None] * stride_bn
+    # One step a block from here on: with the columns' offsets in the loop, ptxas puts sums between
+    # the loads, and three to seven of eight are in flight.
+    b_block, a_block = b_ptr + b_rows + ks[None, :], a_ptr + ks
     acc = tl.zeros((BLOCK_N, BLOCK_K // FOLD), tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        b_block, a_block = b_rows + (start + ks)[None, :], a_ptr + start + ks
         if EVEN_K:
-            b = tl.load(b_block, eviction_policy=EVICT)
-            a = tl.load(a_block, eviction_policy="evict_last")
+            b = tl.load(b_block + start, eviction_policy=EVICT)
+            a = tl.load(a_block + start, eviction_policy="evict_last")
         else:
             k_mask = ks < K - start
-            b = tl.load(b_block, mask=k_mask[None, :], other=0.0, eviction_policy=EVICT)
-            a = tl.load(a_block, mask=k_mask, other=0.0, eviction_policy="evict_last")
+            b = tl.load(b_block + start, mask=k_mask[None, :], other=0.0, eviction_policy=EVICT)
+            a = tl.load(a_block + start, mask=k_mask, other=0.0, eviction_policy="evict_last")
         products = b.to(tl.float32) * a.to(tl.float32)[None, :]
         if FOLD == 1:
             acc += products

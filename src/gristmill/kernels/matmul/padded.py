@@ -87,7 +87,7 @@ SPACE = Space(
 
 def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     """The GEMM's, and sixteen elements a thread for the copy."""
-    return {**persistent_tma.prior(problem, target), "COPY_ROWS": 8, "COPY_COLS": 256, "PDL": False}
+    return {**persistent_tma.prior(problem, target), "COPY_ROWS": 8, "COPY_COLS": 256, "PDL": True}
 
 
 def supports(problem: Problem, target: Target) -> str | None:

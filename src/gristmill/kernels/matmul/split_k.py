@@ -56,9 +56,11 @@ def _matmul_fwd_split_k_kernel(
     out_ptr, stride_om, stride_on, M, N, K,
     LEFT_ALONG_M: tl.constexpr, RIGHT_ALONG_N: tl.constexpr, IS_SWAPPED: tl.constexpr,
     COLUMNS_OF: tl.constexpr, VECTOR: tl.constexpr, EVEN_K: tl.constexpr,
-    EVICT: tl.constexpr, PRECISION: tl.constexpr,
+    EVICT: tl.constexpr, PRECISION: tl.constexpr, OVERLAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAPS:  # the sum's programs are on their processors, waiting, when the last part is done
+        tl.extra.cuda.gdc_launch_dependents()
     M, stride_lm, N, stride_rn, K, stride_lk, stride_rk = known_vectors(
         M, stride_lm, N, stride_rn, K, stride_lk, stride_rk, LEFT_ALONG_M, RIGHT_ALONG_N, VECTOR
     )
@@ -162,7 +164,8 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     config["num_warps"] = 4 if area >= 1024 else max(1, area // 256)
     # 64 columns are the long side of a product of warpgroups.
     config["SWAP"] = target.capability >= 90 and m <= 32 and config["BLOCK_N"] >= 64
-    config = {**config, "SPLIT_K": split, "num_stages": 4, "PDL": False}
+    overlaps = split > 1 and target.capability >= 90  # what a second launch costs, else
+    config = {**config, "SPLIT_K": split, "num_stages": 4, "PDL": overlaps}
     while config["BLOCK_K"] > 16 and 2 * stage_bytes({**config, "num_stages": 1}, problem) > (
         target.shared_memory_bytes
     ):
@@ -228,6 +231,7 @@ def _launch(
             "EVEN_K": k % (config["BLOCK_K"] * parts) == 0,
             "EVICT": config.get("EVICT", ""),
             "PRECISION": "tf32" if tf32 else "ieee",
+            "OVERLAPS": config["OVERLAPS"],
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
             "BLOCK_K": config["BLOCK_K"],
