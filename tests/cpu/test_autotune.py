@@ -160,6 +160,22 @@ def test_it_is_compiled_by_torch_as_tritons_own(monkeypatch):
     assert not tuner.cache
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_a_kernel_is_refused_by_that_name():
+    @triton.jit
+    def double(x, y, n, BLOCK: tl.constexpr):
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(y + i, 2 * tl.load(x + i, mask=i < n), mask=i < n)
+
+    x = torch.randn(100)
+    tuned = gm.autotune(configs=CONFIGS, key=["n"])(double)
+    with pytest.raises(gm.UnsupportedProblemError, match=r"on cpu.*needs one.*TRITON_INTERPRET=1"):
+        tuned[(1,)](x, torch.empty_like(x), 100)
+    tuner = gm.TritonAutoTuner(double, {"BLOCK": [64, 128]}, grid=(1,))
+    with pytest.raises(gm.UnsupportedProblemError, match="no GPU is there"):
+        tuner.tune(x, torch.empty_like(x), 100)
+
+
 # ------------------------------------------------------------------------------------ the worker
 
 

@@ -18,6 +18,7 @@ from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import INTERRUPTED, Candidate, Outcome, Plan
 from gristmill.core.target import device_target
+from gristmill.errors import UnsupportedProblemError
 from gristmill.tuners.choices import Choices
 from gristmill.tuners.run import KernelRun, KernelTask
 
@@ -125,7 +126,15 @@ def tune(
 
     A list of configs is measured to its end, unless a limit is given; a space for as long as an op
     would be. `afresh`: whatever was measured before.
+
+    Raises:
+        UnsupportedProblemError: a kernel that is not interpreted, and no GPU.
     """
+    if task.needs_gpu and not torch.cuda.is_available():
+        raise UnsupportedProblemError(
+            f"the arguments of {task.name} are on {device}, and no GPU is there; a Triton kernel "
+            "needs one. Call it on a GPU, or set TRITON_INTERPRET=1 before Triton is imported."
+        )
     target, bucket = device_target(device), task.bucket(task.problem)
     listed = isinstance(task.space, Choices)
     seconds = math.inf if listed else settings.current().budget_s

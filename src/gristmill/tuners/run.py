@@ -29,7 +29,7 @@ from gristmill.errors import InvalidConfigError, TuningError
 from gristmill.tuners.arguments import Arguments, CannotTravelError, copies_of, encode_values
 from gristmill.tuners.choices import Choices, label
 from gristmill.tuners.compiler import KernelCompilePool, NothingToCompile
-from gristmill.tuners.travel import pack
+from gristmill.tuners.travel import is_jitted, pack
 from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
 from gristmill.tuners.worker import TASK
 from gristmill.tuning.budget import Budget
@@ -96,6 +96,11 @@ class KernelTask:
     def interpreted(self) -> bool:
         """Whether Triton's interpreter runs the kernel."""
         return type(self.function).__name__ == "InterpretedFunction"
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it is a kernel that is compiled."""
+        return is_jitted(self.function) and not self.interpreted
 
     def bucket(self, problem: Problem) -> Bucket:
         """What a plan is kept for: the key."""
