@@ -20,7 +20,7 @@ from rich.rule import Rule
 
 import gristmill as gm
 from gristmill import settings
-from gristmill.bench.providers import plain_call
+from gristmill.bench.plain import plain_call
 from gristmill.bench.results import outside_text
 from gristmill.cache.store import store
 from gristmill.cli.explain import print_explanation
@@ -100,13 +100,11 @@ def check(
         f"against float64: {judged}, the largest error is {verdict.error:.0%} of its bound "
         f"(rounding the exact result to {dtype} reaches 100%)"
     )
-    name, plain = plain_call(op)
-    plain_verdict = compare(
-        as_tuple(plain(*values)), references, magnitudes, op.bounds(bound.problem)
-    )
+    name, plain = plain_call(op, values)
+    plain_verdict = compare(as_tuple(plain()), references, magnitudes, op.bounds(bound.problem))
     if not plain_verdict.ok:
         out.print(f"{name} is {outside_text(plain_verdict.error)}")
-    calls = [lambda: bound(*values), lambda: plain(*values)]
+    calls = [lambda: bound(*values), plain]
     clock = timer(values[0].device)
     clock.device_us(calls, 3)
     hosts = [clock.host_us(call, 50.0) for call in calls] if values[0].is_cuda else [0.0, 0.0]
