@@ -4,8 +4,8 @@ float32.
 A program sums a few columns of the result, walking K in wide blocks of 16-byte loads that leave L2
 to `a` (`evict_first`, which only plain loads keep). FOLD adds the products of a load at once: an
 eighth of the sums in registers, so that more programs share a processor. A batch is so many rows,
-each with a matrix of its own. Wins for one token at decode, where reading the weight is all there
-is to do (docs/performance/matmul.md).
+each with a matrix of its own. Made for one token at decode, where reading the weight is all there
+is to do; not measured yet (docs/performance/matmul.md).
 """
 
 from __future__ import annotations

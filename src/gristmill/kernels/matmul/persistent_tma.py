@@ -3,8 +3,9 @@
 One loop over output tiles per processor, so that the next tile's loads run under this tile's
 epilogue; the epilogue stores the tile in pieces, so that its shared memory stays small. TMA clips
 the ragged edges, of each matrix of a batch too (its tiles have three dimensions); a result whose
-rows are off 16 bytes is stored through pointers. Wins for large 16-bit problems on Hopper and newer
-(1.02x cuBLAS at 8192^3 on an H200); float32 only as TF32.
+rows are off 16 bytes is stored through pointers. Made for large 16-bit problems on Hopper and
+newer: 1.02x cuBLAS at 8192^3 on an H200, before it took batches (docs/performance/matmul.md).
+float32 only as TF32.
 """
 
 from __future__ import annotations
