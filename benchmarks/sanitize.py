@@ -114,7 +114,7 @@ def problems(implementation: Implementation, target: Target) -> list[Problem]:
     """What no tile divides, in every form that the implementation takes; else what it takes."""
     op = implementation.op
     assert op.sized is not None
-    axes = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    axes = op.axis_names
     found = []
     for sizes in (SIZES, (64, 128, 96, 2)):
         chosen = dict(zip(axes, sizes, strict=False))

@@ -152,7 +152,7 @@ def test_an_op_without_a_plain_call_falls_back_to_its_reference():
 @pytest.mark.parametrize("name", sorted(set(op_names()) - {"twice"}))
 def test_plain_calls_give_what_the_op_gives(name):
     op = load(name)
-    axes = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    axes = op.axis_names
     base = op.sized(dict(zip(axes, (5, 24, 16), strict=False)), "float32")
     for problem in (base, *op.forms(base).values()):
         values = op.inputs(problem, torch.Generator().manual_seed(0), "normal")

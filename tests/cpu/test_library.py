@@ -30,7 +30,7 @@ SIZES = (5, 24, 16, 3)  # by axis, in order
 def arguments(name, grad=False, dtype="float32", variant="normal"):
     """Small real arguments of an op."""
     op = load(name)
-    axes = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    axes = op.axis_names
     problem = op.sized(dict(zip(axes, SIZES, strict=False)), dtype)
     values = op.inputs(problem, torch.Generator().manual_seed(0), variant)
     return tuple(
@@ -145,7 +145,7 @@ def test_compiled_fullgraph_with_dynamic_shapes(name):
         return graph.forward
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
-    axes = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    axes = op.axis_names
     for rows in (5, 9, 40):
         problem = op.sized(dict(zip(axes, (rows, *SIZES[1:]), strict=False)), "float32")
         values = op.inputs(problem, torch.Generator().manual_seed(rows), "normal")

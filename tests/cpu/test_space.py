@@ -92,7 +92,7 @@ def test_every_prior_is_in_its_space(implementation, arch):
     target = named_target(arch)
     sizes = (0, 1, 2, 3, 15, 16, 17, 33, 64, 100, 129, 1000, 4096, 5000, 70_000)
     op = implementation.op
-    names = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    names = op.axis_names
     problems = [w.problem for w in op.workloads]
     for dtype in ("bfloat16", "float32"):
         for shift in range(len(sizes)):

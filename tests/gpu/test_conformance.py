@@ -63,7 +63,7 @@ def test_compiled_references_conform(case):
 def far_cases():
     sizes = {"rows": 40, "N": 256, "M": 72, "K": 256, "B": 1}
     for i in FIXED:
-        axes = [axis.name for axis in i.op.axes(i.op.workloads[0].problem)]
+        axes = i.op.axis_names
         fit = fitted(i, {name: sizes[name] for name in axes}, "bfloat16", TARGET)
         for label, problem in layouts(i.op, i.op.sized(fit, "bfloat16"), far=True):
             if i.why_not(problem, TARGET) is None:
@@ -88,7 +88,7 @@ BREAK = {
 
 @pytest.mark.parametrize("implementation", TRITON, ids=lambda i: i.id)
 def test_a_broken_kernel_is_rejected(implementation, tmp_path):
-    names = [axis.name for axis in implementation.op.axes(implementation.op.workloads[0].problem)]
+    names = implementation.op.axis_names
     known = {"rows": 37, "M": 140, "N": 1000, "K": 520, "B": 2}
     if implementation.id == "matmul/padded":
         known["K"] = 523  # which it is for

@@ -22,7 +22,7 @@ SIZES = (24, 136, 80, 3)  # by axis, in order
 
 def arguments(name, device, dtype="bfloat16", grad=False, sizes=SIZES):
     op = load(name)
-    axes = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    axes = op.axis_names
     problem = op.sized(dict(zip(axes, sizes, strict=False)), dtype)
     values = op.inputs(problem, torch.Generator(device).manual_seed(0), "normal")
     return tuple(v.requires_grad_(grad) if isinstance(v, torch.Tensor) else v for v in values)

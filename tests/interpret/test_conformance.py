@@ -46,7 +46,7 @@ def test_conforms(case):
 @pytest.mark.parametrize("implementation", TRITON, ids=by_id)
 def test_conforms_at_any_size(implementation):
     op = implementation.op
-    names = [axis.name for axis in op.axes(op.workloads[0].problem)]
+    names = op.axis_names
 
     @settings(
         max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -186,7 +186,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("implementation", "old", "new", "variant"), BROKEN)
 def test_a_broken_kernel_is_rejected(implementation, old, new, variant, tmp_path):
-    names = [axis.name for axis in implementation.op.axes(implementation.op.workloads[0].problem)]
+    names = implementation.op.axis_names
     known = {"rows": 137, "M": 72, "N": 136, "K": 296, "B": 2}
     # What it is for: rows off 16 bytes; tiles that are fewer than processors.
     known.update(

@@ -145,6 +145,11 @@ class Op:
         return tuple(r.name or (f"out_{i}" if several else "out") for i, r in enumerate(returns))
 
     @cached_property
+    def axis_names(self) -> tuple[str, ...]:
+        """The names of the problem's sizes, in order."""
+        return tuple(axis.name for axis in self.axes(self.workloads[0].problem))
+
+    @cached_property
     def signature(self) -> inspect.Signature:
         """The schema as a Python signature."""
         kind = inspect.Parameter

@@ -77,15 +77,19 @@ class Dispatcher:
             call = self.overload if self.op.gradients else self.op.reference
             self.remember(key, call)
             return call(*values)
-        return self.slow_values(values)
+        return self._run(values, key)
 
     def slow_values(self, args: tuple[Any, ...]) -> Any:
         """The same where only values are asked for."""
         values = self.op.bind(args)
+        return self._run(values, (*self.key(*values)[:-1], False))
+
+    def _run(self, values: tuple[Any, ...], key: tuple[Any, ...]) -> Any:
+        """Checked arguments by their plan, which is bound to their key from now on."""
         target = device_target(self.op.device(values))
         plan = select(self.op, self.op.problem(values), target, self.objective)
         call = self.call_of(plan, values)
-        self.remember((*self.key(*values)[:-1], False), call)
+        self.remember(key, call)
         return call(*values)
 
     def call_of(self, plan: Plan, values: tuple[Any, ...]) -> BoundCall:

@@ -152,16 +152,12 @@ def fitted(
 ) -> dict[str, int]:
     """`sizes`, with the first axis, those after the third, or both made 1 where the implementation
     takes nothing else."""
-    names, sized = _axes(implementation.op), implementation.op.sized
+    names, sized = implementation.op.axis_names, implementation.op.sized
     for ones in ([], names[:1], names[3:], names[:1] + names[3:]):
         chosen = {**sizes, **dict.fromkeys(ones, 1)}
         if sized is None or implementation.why_not(sized(chosen, dtype), target) is None:
             return chosen
     return dict(sizes)
-
-
-def _axes(op: Op) -> list[str]:
-    return [axis.name for axis in op.axes(op.workloads[0].problem)]
 
 
 def problems(
@@ -179,7 +175,7 @@ def problems(
             f"the op {op.name!r} declares no `sized`; add it to make problems of given sizes."
         )
     source = random.Random(seed)
-    names = _axes(op)
+    names = op.axis_names
     limits = {name: largest if i < 3 else LARGEST_BATCH for i, name in enumerate(names)}
     columns = {
         name: _shuffled([s for s in SIZES if s <= limit], source, count)
@@ -270,7 +266,7 @@ def _bases(
     axis; with `wide`, also few rows of more than a tile."""
     op = implementation.op
     assert op.sized is not None
-    names = _axes(op)
+    names = op.axis_names
     shapes: dict[str, tuple[int, ...]] = {"even": (64, 128, 96), "odd": (37, 131, 101)}
     if len(names) > 3:
         shapes["batch"] = (19, 67, 45, 3)
