@@ -279,7 +279,7 @@ def test_every_provider_is_timed_as_often_and_in_changing_order():
                 call()
         return [[1.0] * count for _ in some]
 
-    samples = runner._shuffled(calls, 50, measure)
+    samples = runner._shuffled(calls, 50, 12, measure)
     assert [len(times) for times in samples] == [50, 50, 50]
     assert len({tuple(seen[i : i + 3]) for i in range(0, len(seen), 3)}) > 1
 

@@ -211,7 +211,7 @@ def test_start_up_is_measured_in_new_processes():
     assert 0 < startup.import_ms(1) < 1000
     got = startup.cached_get_op(CPU, 4, 64, processes=1)
     assert got.implementation == "aten"
-    assert got.origin == "vendor"
+    assert got.origin == "tuned"
     assert got.get_op_ms > 0
 
 

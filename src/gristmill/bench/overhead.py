@@ -3,30 +3,26 @@ compiled launcher."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gristmill import settings
+from gristmill.bench.kept_plan import kept_plan
 from gristmill.bench.plain import plain_call
-from gristmill.cache.store import store
 from gristmill.compile.executor import EXECUTOR
 from gristmill.core.implementation import Implementation
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.core.op import Op
-from gristmill.core.plan import Candidate, Plan
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.core.target import device_target
 from gristmill.measure.statistics import median, paired_ratio
 from gristmill.measure.timing import no_garbage_collection, timer
-from gristmill.ops._dispatch import dispatcher, forget
+from gristmill.ops._dispatch import dispatcher
 from gristmill.ops.get_op import get_op
 
 CALLS = 512  # between two synchronisations: fewer than the driver's queue holds
@@ -69,26 +65,9 @@ def host_times(
     same kernel.
     """
     impl = implementation(problem.op, name)
-    target = device_target(device)
     values = impl.op.inputs(problem, torch.Generator(device).manual_seed(0), "normal")
-    candidate = Candidate(name, impl.config(None, problem, target))
-    bucket = impl.op.bucket(problem)
-    with tempfile.TemporaryDirectory() as folder, settings.override(cache_dir=Path(folder)):
-        forget(problem.op)
-        plan = Plan(
-            op=problem.op,
-            candidate=candidate,
-            bucket=bucket.key,
-            target=target.key,
-            objective="eager",
-            origin="tuned",
-            source_hash=impl.source_hash,
-        )
-        store().save_plan(plan, bucket.family(impl.op.axes(problem)), dict(bucket.axes))
-        try:
-            return _host_times(impl, values, device, rounds)
-        finally:
-            forget(problem.op)
+    with kept_plan(problem, name, device):
+        return _host_times(impl, values, device, rounds)
 
 
 def _host_times(

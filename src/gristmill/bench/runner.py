@@ -22,6 +22,7 @@ from gristmill.measure.timing import timer
 MIN_PAIRS = 50  # below this there is no verdict
 HOST_ROUNDS = 3
 BLOCKS = 12  # of rounds; each has an order of its own
+CAPTURES = 4  # of a graph: where its outputs lie in memory decides up to 3.5% (seen on an H200)
 
 
 @dataclass(frozen=True)
@@ -94,29 +95,34 @@ def _time(providers: Sequence[Provider], device: torch.device, pairs: int) -> li
             for call, us, times in zip(calls, warm, hosts, strict=True):
                 times.append(clock.host_us(call, us))
     slowest = max(map(max, filter(None, hosts)), default=0.0)
-    devices = _shuffled(calls, pairs, lambda some, count: clock.device_us(some, count, slowest))
-    graphs = clock.graph_us([p.graph_call for p in providers], pairs)
-    return [Samples(d, h, g) for d, h, g in zip(devices, hosts, graphs, strict=True)]
+    devices = _shuffled(
+        calls, pairs, BLOCKS, lambda some, count: clock.device_us(some, count, slowest)
+    )
+    graphs = _shuffled([p.graph_call for p in providers], pairs, CAPTURES, clock.graph_us)
+    return [Samples(d or [], h, g) for d, h, g in zip(devices, hosts, graphs, strict=True)]
 
 
 def _shuffled(
     calls: Sequence[Callable[[], Any]],
     pairs: int,
-    measure: Callable[[list[Callable[[], Any]], int], list[list[float]]],
-) -> list[list[float]]:
-    """Samples of `calls` in turns, in another order every few rounds.
+    blocks: int,
+    measure: Callable[[list[Callable[[], Any]], int], Sequence[list[float] | None]],
+) -> list[list[float] | None]:
+    """Samples of `calls` in turns, in another order every block of rounds; `None` for a call that
+    cannot be measured.
 
     What runs before a call matters: a parallel region leaves threads spinning (10 us of 28 for the
     call after it, seen on a CPU).
     """
     shuffle = random.Random(0)
-    samples: list[list[float]] = [[] for _ in calls]
+    samples: list[list[float] | None] = [[] for _ in calls]
     order = list(range(len(calls)))
-    for block in range(BLOCKS):
-        repeats = pairs * (block + 1) // BLOCKS - pairs * block // BLOCKS
+    for block in range(blocks):
+        repeats = pairs * (block + 1) // blocks - pairs * block // blocks
         shuffle.shuffle(order)
         for index, times in zip(order, measure([calls[i] for i in order], repeats), strict=True):
-            samples[index] += times
+            so_far = samples[index]
+            samples[index] = None if so_far is None or times is None else so_far + times
     return samples
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from gristmill import settings
+from gristmill.bench.kept_plan import kept_plan
 from gristmill.bench.tree import PACKAGE
+from gristmill.core.registry import load
 from gristmill.measure.isolation import our_paths
 from gristmill.measure.statistics import median
 
@@ -71,11 +73,15 @@ def import_ms(processes: int = PROCESSES) -> float:
 def cached_get_op(
     device: torch.device, rows: int, width: int, processes: int = PROCESSES
 ) -> CachedGetOp:
-    """`get_op` of rms_norm on `(rows, width)` bfloat16, with the settings' store: tune that problem
-    before."""
-    arguments = (str(rows), str(width), str(device))
-    _run(_GET_OP, *arguments)  # fills the compilers' disk caches
-    answers = [json.loads(_run(_GET_OP, *arguments)) for _ in range(processes)]
+    """`get_op` of rms_norm on `(rows, width)` bfloat16, whose plan is in the store: a Triton kernel
+    on a GPU, `aten` elsewhere."""
+    op = load("rms_norm")
+    assert op.sized is not None
+    problem = op.sized({"rows": rows, "N": width}, "bfloat16")
+    with kept_plan(problem, "row" if device.type == "cuda" else "aten", device):
+        arguments = (str(rows), str(width), str(device))
+        _run(_GET_OP, *arguments)  # fills the compilers' disk caches
+        answers = [json.loads(_run(_GET_OP, *arguments)) for _ in range(processes)]
     get_op_ms, first_call_ms = (median([a[i] for a in answers]) for i in range(2))
     return CachedGetOp(rows, width, processes, get_op_ms, first_call_ms, *answers[0][2:])
 

@@ -44,7 +44,7 @@ PlanKey = tuple[str, str, str, str]  # op, bucket, target, objective
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _UnsavedPlan:
     plan: Plan
     family: str

@@ -25,7 +25,7 @@ from gristmill.core.target import Target
 from gristmill.errors import CompileError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Binary:
     """A kernel compiled for a target, and what the compiler says of it."""
 

@@ -91,7 +91,7 @@ def code(source: str) -> CodeType:
     return compile(source, "<gristmill>", "exec")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Direct:
     """The C function behind Triton's launcher, and what its TMA descriptors are encoded with."""
 

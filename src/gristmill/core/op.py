@@ -53,7 +53,7 @@ def _no_forms(problem: Problem) -> Mapping[str, Problem]:
     return {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Workload:
     """A named problem that people have (a layer of a real model), or an adversarial one."""
 

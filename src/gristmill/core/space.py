@@ -31,7 +31,7 @@ from gristmill.errors import InvalidConfigError, RegistrationError, did_you_mean
 Rule = Callable[[Mapping[str, Any], Problem, Target], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Knob:
     """One tuning constant: its name, its values in order, and the rule under which it is active."""
 
@@ -40,7 +40,7 @@ class Knob:
     active: Rule | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Requirement:
     """A constraint: the reason to give where `holds` is false."""
 
@@ -48,7 +48,7 @@ class Requirement:
     holds: Rule
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Derived:
     """A value computed from the knobs, the problem and the target; never searched, never stored."""
 
@@ -56,7 +56,7 @@ class Derived:
     value: Rule
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rejection:
     """A point of the space that is not valid, and why."""
 
