@@ -15,10 +15,15 @@ step=$1 out=$2 commit=$3
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site \
   .whl/{platformdirs,pytest_timeout,pytest_xdist,execnet}*.whl || exit
 export PYTHONPATH=$PWD/src:/tmp/site PYTHONUNBUFFERED=1
+python3 -m compileall -q src  # as pip does when it installs; that machine keeps no bytecode by itself
 bench() { python3 benchmarks/h200.py --out "$out" --commit "$commit" "$@" 2> >(tail -c 2000 >&2); }
+suite() {  # pytest-benchmark, which that machine has, warns beside xdist; a warning is an error
+  PYTEST_ADDOPTS="-p no:benchmark $1" python3 tools/test.py --only "$2" --json "$out/$3.json" --commit "$commit" \
+    | tee "$out/$3.log" | tail -c 6000
+}
 case $step in
-  tests) PYTEST_ADDOPTS="-n 8" python3 tools/test.py --only gpu --json "$out/tests.json" --commit "$commit" | tail -c 6000 ;;
-  two) python3 tools/test.py --only multi_gpu --json "$out/tests-two.json" --commit "$commit" | tail -c 6000 ;;
+  tests) suite "-n 8" gpu tests ;;
+  two) suite "" multi_gpu tests-two ;;
   overhead) bench --parts overhead --deadline 120 ;;
   memory) bench --parts rms_norm silu_and_mul --budget 8 --deadline 540 ;;
   backward) bench --parts rms_norm_backward silu_and_mul_backward --budget 8 --deadline 540 ;;

@@ -110,7 +110,8 @@ def test_the_worker_and_this_process_find_what_the_compile_server_made(cuda, tmp
     configs = [triton.Config({"BLOCK": b}, num_warps=4) for b in (128, 512, 2048)]
     tuned(users.double, configs)[grid](x, y, N, "none")
     stop_workers()
-    assert len(list((tmp_path / "triton").rglob("double.cubin"))) == len(configs)
+    # One folder a kernel; deeper ones are Triton's, of a process stopped while it wrote.
+    assert len(list((tmp_path / "triton").glob("*/double.cubin"))) == len(configs)
 
 
 def test_a_hook_or_too_much_memory_is_tuned_here_and_says_so(cuda, monkeypatch):

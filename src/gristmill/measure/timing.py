@@ -212,7 +212,8 @@ class CudaTimer:
                 call()
                 self.flush()
             self.synchronize()
-            with torch.cuda.graph(graph, stream=side):
+            # Collecting somebody's dead graph would break the capture.
+            with no_garbage_collection(), torch.cuda.graph(graph, stream=side):
                 self.flush()
                 start.record()
                 call()

@@ -121,7 +121,9 @@ def _max_values(threads: int, itemsize: int) -> int:
 
 
 def _programs(n_rows: int, config: Mapping[str, Any]) -> int:
-    return min(triton.cdiv(n_rows, config["BLOCK_M"]), config["NUM_PROGRAMS"])
+    """As few as need no more rounds: each has a share of grad_weight to write and to add up."""
+    tiles = triton.cdiv(n_rows, config["BLOCK_M"])
+    return triton.cdiv(tiles, max(1, triton.cdiv(tiles, config["NUM_PROGRAMS"])))
 
 
 SPACE = Space(
