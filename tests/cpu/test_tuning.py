@@ -270,6 +270,13 @@ def test_the_choice_takes_the_fastest_and_ties_go_to_who_needs_least():
     assert choose("rms_norm", entries, "eager", Candidate("row"))[0].implementation == "row"
 
 
+@pytest.mark.parametrize(("share", "name"), [(1.015, "aten"), (1.03, "inductor")])
+def test_a_compiler_at_run_time_has_to_pay_more_than_what_never_slower_allows(share, name):
+    built = _entry("inductor", [100.0] * 50, host=45.0)
+    other = _entry("aten", [100.0 * share] * 50, host=12.0)
+    assert choose("rms_norm", [built, other], "eager")[0].implementation == name
+
+
 def test_the_eager_objective_counts_the_host():
     a = _entry("inductor", [4.0] * 50, host=36.0)
     b = _entry("aten", [8.4] * 50, host=10.0)
