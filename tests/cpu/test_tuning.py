@@ -275,6 +275,16 @@ def test_a_compiler_at_run_time_has_to_pay_more_than_what_never_slower_allows(sh
     built = _entry("inductor", [100.0] * 50, host=45.0)
     other = _entry("aten", [100.0 * share] * 50, host=12.0)
     assert choose("rms_norm", [built, other], "eager")[0].implementation == name
+    assert choose("rms_norm", [built, other], "graph")[0].implementation == "inductor"
+
+
+def test_a_host_that_stays_ahead_of_the_device_decides_a_tie():
+    times = [14.0 + 0.01 * (i % 3) for i in range(50)]
+    entries = [_entry("aten", times, host=13.0), _entry("row", times, host=6.0)]
+    chosen, _, reason = choose("rms_norm", entries, "eager", Candidate("aten"))
+    assert chosen.implementation == "row"
+    assert reason.endswith("it keeps the host the shortest time")
+    assert choose("rms_norm", entries, "graph")[0].implementation == "aten"
 
 
 def test_the_eager_objective_counts_the_host():
