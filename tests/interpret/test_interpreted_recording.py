@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,22 @@ def test_the_command_records_and_says_what(tmp_path):
     assert (facts["recorded"], facts["measured_now"], facts["complete"]) == (3, 1, True)
     assert facts["right"] == 3
     assert load_recording(path).stamp["workload"]
+
+
+def test_a_time_limit_s_signal_keeps_what_was_measured(tmp_path, monkeypatch):
+    path, measure, calls = tmp_path / "rows.jsonl.gz", Measurer.measure, []
+
+    def third_is_the_last(self, candidate, best_us):
+        calls.append(candidate)
+        if len(set(calls)) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(self, candidate, best_us)
+
+    monkeypatch.setattr(Measurer, "measure", third_is_the_last)
+    text = command(*ROWS, "--device", "cpu", "--record", str(path), code=130)
+    assert "not complete" in text
+    assert list(load_recording(path).points) == list(dict.fromkeys(calls))[:2]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_options_that_do_not_go_together(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,11 @@ def record(
         seed=seed,
         observer=observer(),
     )
-    done = recorder.run(budget_s)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit's end: save
+    try:
+        done = recorder.run(budget_s)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         print_json({"file": str(options.path), "version": VERSION, **done.to_json()})
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -243,8 +244,10 @@ def _lines(recording: Recording) -> Iterator[Any]:
 
 
 def _short(number: float | None) -> float | None:
-    """A measured number to six digits: a clock's are fewer."""
-    return float(f"{number:.6g}") if isinstance(number, float) else number
+    """A measured number to six digits: a clock's are fewer. JSON has no infinite ones."""
+    if isinstance(number, float):
+        return float(f"{number:.6g}") if math.isfinite(number) else None
+    return number
 
 
 def _place(values: Sequence[Value], config: Config, name: str) -> int:

@@ -117,18 +117,11 @@ class Timed:
         self.timer.synchronize()
         best = float("inf") if best_us is None or not self.effort.give_up else best_us
         first = self.timer.device_us([call], 1)[0][0]
-        if first > ABANDON_AFTER_1 * best:
-            return Outcome(
-                "slow",
-                f"{first / best:.1f} times the best at the first repeat",
-                device_us=first,
-                repeats=1,
-            )
+        if slow := trailing(first, 1, best):
+            return slow
         few = median(self.timer.device_us([call], 5)[0])
-        if few > ABANDON_AFTER_5 * best:
-            return Outcome(
-                "slow", f"{few / best:.2f} times the best after 5 repeats", device_us=few, repeats=5
-            )
+        if slow := trailing(few, 5, best):
+            return slow
         if self.effort.warmup_us:
             self.timer.device_us([call], int(self.effort.warmup_us / max(few, 1.0)))
         repeats = int(min(self.effort.repeats, max(5, self.effort.timed_us / max(few, 1.0))))
@@ -159,6 +152,15 @@ class Timed:
         except RuntimeError as error:
             raise ContextLost(outcome.reason or reason_of(error)) from error
         return outcome
+
+
+def trailing(device_us: float, repeats: int, best_us: float) -> Outcome | None:
+    """`slow` where a candidate that takes this after so many repeats is given up, else `None`."""
+    if device_us <= (ABANDON_AFTER_1 if repeats == 1 else ABANDON_AFTER_5) * best_us:
+        return None
+    after = "at the first repeat" if repeats == 1 else f"after {repeats} repeats"
+    reason = f"{device_us / best_us:.2f} times the best {after}"
+    return Outcome("slow", reason, device_us=device_us, repeats=repeats)
 
 
 def reason_of(error: BaseException) -> str:
