@@ -287,7 +287,8 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     edges, tail = blocks.get("EDGES", False), blocks.get("TAIL", False)
     held = _block_n(blocks, problem, target)
     block_m = min(64, max(1, 2048 // (main_block(held) if edges else _width(problem))))
-    while block_m > 1 and block_m >= 2 * n_rows:
+    most_m = 1 if _step(blocks, problem, target) > 1 else 2 * n_rows - 1
+    while block_m > most_m:
         block_m //= 2
     aligned = edges or on_16_bytes(problem["x"], problem["grad_out"])
     pipelined = target.vendor == "cuda" and aligned
