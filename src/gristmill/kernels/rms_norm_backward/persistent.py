@@ -3,8 +3,9 @@
 A program walks tiles of `BLOCK_M` rows: `x` and `grad_out` are read once, `grad_x` is written once,
 and the program's share of `grad_weight` stays in float32 registers until its last row. A second
 launch adds the shares up, in a fixed order and without atomics; it is set up while the first one
-ends (`OVERLAP`). `STAGES - 2` tiles are on their way to shared memory while one is computed. Made
-for rows that fit into registers; not measured yet.
+ends (`OVERLAP`). `STAGES - 2` tiles are on their way to shared memory while one is computed. A row
+whose width is no power of two, or that starts off 16 bytes, can be held in two blocks of columns
+(`TAIL`, `EDGES`: `device/row_blocks.py`). Made for rows that fit into registers; not measured yet.
 """
 
 from __future__ import annotations
