@@ -294,7 +294,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     threads = min(main_block(block_m * held * (2 if tail else 1) // 16), most)
     warps = max(1, threads // target.warp_size)
     tile = block_m * held * itemsize
-    registers = _usual_registers(itemsize, aligned, blocks)
+    registers = _usual_registers(itemsize, aligned, blocks, block_m)
     per_sm = max(1, 65_536 // (warps * target.warp_size * registers))
     if pipelined:
         per_sm = min(per_sm, max(1, target.shared_memory_bytes // (4 * tile + 2048)))
@@ -313,12 +313,12 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     }
 
 
-def _usual_registers(itemsize: int, aligned: bool, blocks: Mapping[str, Any]) -> int:
+def _usual_registers(itemsize: int, aligned: bool, blocks: Mapping[str, Any], block_m: int) -> int:
     """A thread's, with 16 values (8 to 12 and a tail), as the compiler has them on sm_90."""
     if not aligned:
         return 168
     if blocks.get("EDGES", False):
-        return 128
+        return 128 if itemsize == 2 or block_m == 1 else 168
     if blocks.get("TAIL", False):
         return 64 if itemsize == 2 else 80
     return 80 if itemsize == 2 else 112
