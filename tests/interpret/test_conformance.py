@@ -120,7 +120,7 @@ MUTATIONS = {
         ("/ N + eps)", "/ N) + eps", "small"),
         ("row < n_rows", "row < n_rows - 1", "normal"),
         ("dw += terms", "dw = terms", "normal"),  # the last tile's share alone
-        ("partial_ptr + first * N", "partial_ptr", "normal"),
+        ("partial_ptr + first * share", "partial_ptr", "normal"),
         ("mean = rstd * (products / N)", "mean = rstd * (products / BLOCK_N)", "normal"),
         ("tl.sum(dw, axis=0)", "tl.sum(dw.to(tl.float16), axis=0).to(tl.float32)", "normal"),
     ],

@@ -25,21 +25,32 @@ STAGES = 3  # so two tiles on their way before the first is added
 
 @triton.jit(do_not_specialize=["n_partials"])
 def _sum_partials_kernel(
-    partial_ptr, out_ptr, n_partials, N,
+    partial_ptr, out_ptr, n_partials, N, stride,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     if OVERLAP:
         gdc_wait()  # before the loop: inside, loads would be moved past it
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    col_mask = cols < N
+    col_mask = cols < stride  # past N are zeros, so that accesses are whole
     total = tl.zeros((BLOCK_P, BLOCK_N), tl.float32)
     for start in tl.range(0, n_partials, BLOCK_P, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_P)
         mask = (rows < n_partials)[:, None] & col_mask[None, :]
-        offset = (rows.to(tl.int64) * N)[:, None] + cols[None, :]
+        offset = (rows.to(tl.int64) * stride)[:, None] + cols[None, :]
         total += tl.load(partial_ptr + offset, mask=mask, other=0.0)
     out = tl.sum(total, axis=0).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + cols, out, mask=col_mask)
+    tl.store(out_ptr + cols, out, mask=cols < N)
+
+
+@triton.jit
+def padded_width(N):
+    """The width of a program's sums with zeros up to whole accesses, such that Triton knows it."""
+    return (N + 15) // 16 * 16
+
+
+def share_width(width: int) -> int:
+    """`padded_width` on the host."""
+    return triton.cdiv(width, 16) * 16
 
 
 def sum_block(width: int, target: Target) -> int:
@@ -67,9 +78,10 @@ def sum_partials(
     partials: torch.Tensor, out: torch.Tensor, block_n: int, overlap: bool = False
 ) -> Launch:
     """`out[n] = sum over p of partials[p, n]`, always in the same order; `partials` is a contiguous
-    float32 (P, N)."""
-    n_partials, width = partials.shape
-    args: tuple[Any, ...] = (partials, out, n_partials, width)
+    float32 (P, N), or (P, `share_width(N)`) with zeros past N."""
+    n_partials, stride = partials.shape
+    width = out.shape[0]
+    args: tuple[Any, ...] = (partials, out, n_partials, width, stride)
     return Launch(
         kernel=_sum_partials_kernel,
         grid=(triton.cdiv(width, block_n),),

@@ -25,7 +25,14 @@ from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
-from gristmill.kernels.device.partial_sums import can_overlap, overlaps, sum_block, sum_partials
+from gristmill.kernels.device.partial_sums import (
+    can_overlap,
+    overlaps,
+    padded_width,
+    share_width,
+    sum_block,
+    sum_partials,
+)
 from gristmill.kernels.device.row_blocks import (
     access_values,
     edge_columns,
@@ -166,10 +173,17 @@ def _rms_norm_bwd_kernel(
     if partial_ptr is not None:
         if OVERLAP:
             gdc_launch_dependents()
-        partial = partial_ptr + first * N
-        tl.store(partial + head + cols, tl.sum(dw, axis=0), mask=col_mask)
+        share = padded_width(N)
+        partial = partial_ptr + first * share
+        held = cols < share
+        if ACCESS > 1:  # elsewhere blocks reach that far, with zeros
+            held = col_mask
+            past = N + tl.arange(0, 16)
+            tl.store(partial + past, tl.zeros((16,), tl.float32), mask=past < share)
+        tl.store(partial + head + cols, tl.sum(dw, axis=0), mask=held)
         if REST:
-            tl.store(partial + rest, tl.sum(dw_rest, axis=0), mask=rest_mask)
+            held = rest_mask if ACCESS > 1 else rest < share
+            tl.store(partial + rest, tl.sum(dw_rest, axis=0), mask=held)
 
 
 def _width(problem: Problem) -> int:
@@ -338,7 +352,7 @@ def _workspace(problem: Problem, config: Config) -> tuple[TensorSpec, ...]:
     """Every program's share of grad_weight."""
     if not has_weight_grad(problem):
         return ()
-    shape = (_programs(rows(problem), config), problem["x"].shape[-1])
+    shape = (_programs(rows(problem), config), share_width(problem["x"].shape[-1]))
     return (TensorSpec.contiguous(shape, "float32"),)
 
 
