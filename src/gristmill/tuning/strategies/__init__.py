@@ -8,14 +8,14 @@ from gristmill.core.problem import Problem
 from gristmill.core.space import Space
 from gristmill.core.target import Target
 from gristmill.errors import InvalidInputError, did_you_mean
-from gristmill.tuning.strategies._base import Strategy
+from gristmill.tuning.strategies._base import NO_HINTS, Hints, Strategy
 from gristmill.tuning.strategies.bayesian import Bayesian
 from gristmill.tuning.strategies.evolutionary import Evolutionary
 from gristmill.tuning.strategies.exhaustive import Exhaustive
 from gristmill.tuning.strategies.portfolio import Portfolio
 from gristmill.tuning.strategies.random import Random
 
-STRATEGIES: dict[str, Callable[[Space, Problem, Target, int], Strategy]] = {
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "exhaustive": Exhaustive,
     "random": Random,
     "evolutionary": Evolutionary,
@@ -24,10 +24,17 @@ STRATEGIES: dict[str, Callable[[Space, Problem, Target, int], Strategy]] = {
 }
 
 
-def make_strategy(name: str, space: Space, problem: Problem, target: Target, seed: int) -> Strategy:
+def make_strategy(
+    name: str,
+    space: Space,
+    problem: Problem,
+    target: Target,
+    seed: int,
+    hints: Hints = NO_HINTS,
+) -> Strategy:
     """The strategy of this name over a space (`STRATEGIES` has the names)."""
     check_strategy(name)
-    return STRATEGIES[name](space, problem, target, seed)
+    return STRATEGIES[name](space, problem, target, seed, hints)
 
 
 def check_strategy(name: str) -> None:

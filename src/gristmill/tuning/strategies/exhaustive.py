@@ -8,14 +8,21 @@ from gristmill.core.config import Config
 from gristmill.core.problem import Problem
 from gristmill.core.space import Space
 from gristmill.core.target import Target
-from gristmill.tuning.strategies._base import Strategy
+from gristmill.tuning.strategies._base import NO_HINTS, BuiltIn, Hints
 
 
-class Exhaustive(Strategy):
+class Exhaustive(BuiltIn):
     """Proposes every valid config once; the space is enumerated lazily."""
 
-    def __init__(self, space: Space, problem: Problem, target: Target, seed: int = 0) -> None:
-        super().__init__(space, problem, target, seed)
+    def __init__(
+        self,
+        space: Space,
+        problem: Problem,
+        target: Target,
+        seed: int = 0,
+        hints: Hints = NO_HINTS,
+    ) -> None:
+        super().__init__(space, problem, target, seed, hints)
         self._configs = space.valid(problem, target)
 
     def ask(self, count: int) -> list[Config]:
