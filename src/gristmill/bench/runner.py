@@ -12,10 +12,10 @@ import torch
 from gristmill.bench.checking import Checked, finite, prepare, reason_of
 from gristmill.bench.providers import COPY, Provider
 from gristmill.bench.results import Result, Row, Versus
-from gristmill.bench.roofline import Roofline, roofline
 from gristmill.core.op import Op, Workload
 from gristmill.core.plan import Objective
 from gristmill.measure.ceilings import Ceilings, copy_call
+from gristmill.measure.roofline import Roofline, roofline
 from gristmill.measure.statistics import median, median_interval, never_slower, paired_ratio
 from gristmill.measure.timing import timer
 

@@ -71,7 +71,7 @@ class Sampler:
         state = _State(self.space, values, self.problem, self.target)
         for _ in range(STEPS + 6 * len(state.broken)):
             if not state.broken:
-                point = self.space.point(state.values, self.problem, self.target)
+                point = self.space.point(state.raw, self.problem, self.target)
                 return None if isinstance(point, Rejection) else point
             if not state.step(rng):
                 return None
@@ -85,7 +85,7 @@ class _State(Mapping[str, Any]):
         self, space: Space, values: Mapping[str, Value], problem: Problem, target: Target
     ) -> None:
         self.space, self.problem, self.target = space, problem, target
-        self.values = dict(values)
+        self.raw = dict(values)
         self._knobs = {knob.name: knob for knob in space.knobs}
         self._derived = {rule.name: rule for rule in space.derived}
         self._kept: dict[tuple[str, str], tuple[Any, set[str]]] = {}  # what rules gave, from what
@@ -103,11 +103,11 @@ class _State(Mapping[str, Any]):
             return False
         if rng.random() < ANY:
             name = rng.choice(free)
-            self._change(name, _another(rng, self._knobs[name].values, self.values[name]))
+            self._change(name, _another(rng, self._knobs[name].values, self.raw[name]))
             return True
         best: tuple[int, str, Value] | None = None
         for name in rng.sample(free, min(len(free), 4)):
-            before = self.values[name]
+            before = self.raw[name]
             others = [v for v in self._knobs[name].values if v != before]
             for value in rng.sample(others, min(len(others), 4)):
                 self._change(name, value)
@@ -119,7 +119,7 @@ class _State(Mapping[str, Any]):
         return True
 
     def _change(self, name: str, value: Value) -> None:
-        self.values[name] = value
+        self.raw[name] = value
         for kept in self._users.pop(name, ()):
             self._kept.pop(kept, None)
         for requirement in list(self._readers[name]):
@@ -164,7 +164,7 @@ class _State(Mapping[str, Any]):
             raise KeyError(name)
         if self._notes:
             self._notes[-1].add(name)
-        return self.values[name]
+        return self.raw[name]
 
     def __iter__(self) -> Iterator[str]:
         yield from (name for name in self._knobs if self._active(name))

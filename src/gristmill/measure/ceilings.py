@@ -33,27 +33,34 @@ class Ceilings:
     def __post_init__(self) -> None:
         if not self.copy_bytes_per_s:
             size_bytes = COPY_BYTES[self.device.type]
-            time_us = self._time_us(copy_call(size_bytes, self.device))
-            self.copy_bytes_per_s = size_bytes / time_us * 1e6
+            copy_us = time_us(copy_call(size_bytes, self.device), self.device)
+            self.copy_bytes_per_s = size_bytes / copy_us * 1e6
 
     def matrix(self, dtype: torch.dtype) -> float:
         """Floating-point operations per second of a large matmul in this dtype."""
         name = str(dtype).removeprefix("torch.")
         if name not in self.flops_per_s:
-            n = MATRIX_SIZE[self.device.type]
-            a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
-            self.flops_per_s[name] = 2 * n**3 / self._time_us(lambda: torch.mm(a, b)) * 1e6
+            self.flops_per_s[name] = matrix_rate(self.device, dtype)
         return self.flops_per_s[name]
-
-    def _time_us(self, call: Callable[[], Any]) -> float:
-        clock = timer(self.device)
-        call()
-        clock.device_us([call], 3)
-        return median(clock.device_us([call], REPEATS)[0])
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         return {**data, "device": str(self.device)}
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large square `torch.mm` in this dtype."""
+    n = MATRIX_SIZE[device.type]
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / time_us(lambda: torch.mm(a, b), device) * 1e6
+
+
+def time_us(call: Callable[[], Any], device: torch.device) -> float:
+    """Device time of a call, the median of a few."""
+    clock = timer(device)
+    call()
+    clock.device_us([call], 3)
+    return median(clock.device_us([call], REPEATS)[0])
 
 
 def copy_call(size_bytes: int, device: torch.device) -> Callable[[], torch.Tensor]:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
     from gristmill.tuning.runner import TuningRun
-    from gristmill.tuning.strategies import check_strategy
+    from gristmill.tuning.strategies import Strategy, StrategyLike, check_strategy
 
 _HOMES = {
     "Budget": "budget",
+    "Strategy": "strategies",
+    "StrategyLike": "strategies",
     "TuningInterrupted": "budget",
     "TuningResult": "budget",
     "TuningRun": "runner",
@@ -27,6 +29,8 @@ _HOMES = {
 
 __all__ = [
     "Budget",
+    "Strategy",
+    "StrategyLike",
     "TuningInterrupted",
     "TuningResult",
     "TuningRun",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from gristmill.core.config import Config
 from gristmill.core.plan import Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.space import Space
 from gristmill.core.target import Target
-from gristmill.tuning.strategies._base import NO_HINTS, BuiltIn, Hints
+from gristmill.tuning.strategies._base import BuiltIn
 from gristmill.tuning.strategies._pool import Pool
 
 TIMED = ("ok", "slow")  # a candidate that was given up early has a time of few repeats
@@ -38,19 +39,11 @@ class Memory:
 class Learner(BuiltIn):
     """Keeps what it was told as times, infinite for what failed."""
 
-    def __init__(
-        self,
-        space: Space,
-        problem: Problem,
-        target: Target,
-        seed: int = 0,
-        hints: Hints = NO_HINTS,
-        memory: Memory | None = None,
-    ) -> None:
-        super().__init__(space, problem, target, seed, hints)
-        self.memory = memory or Memory(space, problem, target, seed)
+    def __init__(self, *args: Any, memory: Memory | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.memory = memory or Memory(self.space, self.problem, self.target, self.seed)
         self.seen, self.times = self.memory.seen, self.memory.times
-        self.random = random.Random(seed)
+        self.random = random.Random(self.seed)
 
     @property
     def pool(self) -> Pool:

@@ -3,6 +3,7 @@ the best, because no strategy wins everywhere."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from gristmill.tuning.strategies.bayesian import FIRST, LEAST_TIMED, Bayesian, a
 from gristmill.tuning.strategies.evolutionary import Evolutionary
 
 KNOWN = 0.25  # of all proposals, at most: what was fast elsewhere
-ESTIMATED = 0.5  # of the first ones, where there is an estimate; the rest is spread out
+ESTIMATED = 0.75  # of the first ones, where there is an estimate; the rest is spread out
+BEST_ESTIMATED = 0.15  # of all configs, among which those are drawn: an estimate's very first ones
+# are alike, and wrong together
 SPREAD = 256  # configs among which those are found that are far from each other
 EVOLVED = 0.25  # of a batch, once as many as `LATER` were told
 LATER = 96
@@ -31,8 +34,8 @@ class Portfolio(Learner):
     1. configs that were fast for other shapes, dtypes or devices, as a quarter of all proposals at
        the most: the best of them reaches .62 to .68 of the optimum elsewhere, the best 16 .87 to
        .95, so they are worth trials and no trust;
-    2. before `FIRST` outcomes, what the analytic estimate puts first, and as many that lie far
-       apart (all of them without an estimate);
+    2. before `FIRST` outcomes, some of the sixth that an analytic estimate puts first, and some
+       that lie far apart (without an estimate, all of them do);
     3. then what a surrogate expects most of (`Bayesian`), and among that the neighbours of the
        fastest, all of which are looked at when nothing faster was found for a while;
     4. later, children of the fastest (`Evolutionary`).
@@ -42,10 +45,10 @@ class Portfolio(Learner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        problem = (self.space, self.problem, self.target, self.seed, self.hints, self.memory)
-        self._evolution = Evolutionary(*problem)
+        search = (self.space, self.problem, self.target, self.seed, self.hints)
+        self._evolution = Evolutionary(*search, memory=self.memory)
         try:
-            self._surrogate: Bayesian | None = Bayesian(*problem)
+            self._surrogate: Bayesian | None = Bayesian(*search, memory=self.memory)
         except MissingExtraError:
             self._surrogate = None
         self._known = list(dict.fromkeys(self.hints.neighbours))
@@ -80,8 +83,9 @@ class Portfolio(Learner):
         new: list[Config] = []
         if self.hints.estimate is not None:
             estimates = {config: self.hints.estimate(config) for config in unseen}
-            told = [(us, c.key, c) for c, us in estimates.items() if us is not None]
-            new += self.take(apart([c for *_, c in sorted(told)], round(ESTIMATED * count)))
+            told = sorted((us, c.key, c) for c, us in estimates.items() if us is not None)
+            best = [config for *_, config in told[: math.ceil(BEST_ESTIMATED * len(told))]]
+            new += self.any_of(best, round(ESTIMATED * count))
             unseen = [config for config in unseen if config not in self.seen]
         return new + self._spread(unseen, count - len(new))
 
