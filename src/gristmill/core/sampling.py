@@ -23,8 +23,9 @@ from gristmill.core.target import Target
 from gristmill.errors import TuningError
 
 DRAWS = 8  # uniform ones, before the last of them is repaired
-RESTARTS = 16  # repairs from another draw, before it is said that there is no valid point
+RESTARTS = 8  # repairs from another draw, before it is said that there is no valid point
 STEPS = 200  # of a repair, and as many more as it had broken constraints, six times
+ASKED = 20_000  # constraints in a repair, one again and again, beside ten times each of them
 ANY = 0.15  # of the steps take any value, so that no corner is final
 
 
@@ -73,7 +74,7 @@ class Sampler:
             if not state.broken:
                 point = self.space.point(state.raw, self.problem, self.target)
                 return None if isinstance(point, Rejection) else point
-            if not state.step(rng):
+            if state.asked > ASKED + 10 * len(self.space.requirements) or not state.step(rng):
                 return None
         return None
 
@@ -93,6 +94,7 @@ class _State(Mapping[str, Any]):
         self._readers: dict[str, set[Requirement]] = defaultdict(set)
         self._reads: dict[Requirement, set[str]] = {}
         self._notes: list[set[str]] = []
+        self.asked = 0  # constraints, again and again
         self.broken = {r: None for r in space.requirements if not self._holds(r)}
 
     def step(self, rng: random.Random) -> bool:
@@ -130,6 +132,7 @@ class _State(Mapping[str, Any]):
 
     def _holds(self, requirement: Requirement) -> bool:
         """What a constraint says, and from which knobs."""
+        self.asked += 1
         self._notes.append(set())
         held = bool(requirement.holds(self, self.problem, self.target))
         read = self._notes.pop()

@@ -16,7 +16,7 @@ from gristmill.tuning.strategies._base import BuiltIn
 from gristmill.tuning.strategies._pool import Pool
 
 TIMED = ("ok", "slow")  # a candidate that was given up early has a time of few repeats
-GROWN = 64  # configs that a sampled pool gains with each look at it
+GROWN = 64  # configs that a sampled pool gains with each look at it, and at most a sixteenth
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class Learner(BuiltIn):
     def unseen(self) -> list[Config]:
         """What the pool has and was neither asked nor told."""
         if not self.pool.is_whole:
-            self.pool.grow(min(GROWN, len(self.pool)))
+            self.pool.grow(min(GROWN, 1 + len(self.pool) // 16))
         return [config for config in self.pool if config not in self.seen]
 
     def near(self, config: Config) -> list[Config]:

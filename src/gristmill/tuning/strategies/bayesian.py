@@ -19,7 +19,8 @@ APART = 2  # knobs in which two configs of a batch differ, where there are enoug
 LOOKED_AT = 50  # configs for each that is wanted, in search of such
 SCORED = 4096  # configs that a surrogate looks at, beside those near to the fastest
 PARENTS = 5  # which those are near to
-MUTANTS = 40  # of each of them, of up to three knobs
+MUTANTS = 40  # of each of them, of up to three knobs;
+FEW_MUTANTS = 4  # where there are thousands of knobs, and each takes milliseconds
 
 
 class Bayesian(Learner):
@@ -44,8 +45,9 @@ class Bayesian(Learner):
         """What is worth a look: unseen configs of the pool, and what is near to the fastest."""
         unseen = self.unseen()
         found = self.random.sample(unseen, SCORED) if len(unseen) > SCORED else unseen
+        count = MUTANTS if self.pool.has_neighbourhoods else FEW_MUTANTS
         for parent in self.ranked[:PARENTS]:
-            drawn = (self.pool.mutated(parent, self.random) for _ in range(MUTANTS))
+            drawn = (self.pool.mutated(parent, self.random) for _ in range(count))
             found += [c for c in drawn if c is not None and c not in self.seen]
             found += self.near(parent)
         return found
