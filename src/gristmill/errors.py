@@ -37,6 +37,10 @@ class TuningError(GristmillError, RuntimeError):
     """Tuning cannot start or cannot produce a plan."""
 
 
+class StrategyError(TuningError):
+    """A search strategy raised, or proposed what cannot be measured."""
+
+
 class CacheError(GristmillError, RuntimeError):
     """The plan store was asked for something explicit that it cannot do (selection never raises
     it)."""

@@ -16,13 +16,13 @@ from gristmill.bench import checking, runner
 from gristmill.bench.plain import plain_call
 from gristmill.bench.providers import GRISTMILL, Provider, default_names
 from gristmill.bench.report import print_compact, print_report
-from gristmill.bench.roofline import roofline
 from gristmill.bench.suite import bench, fits_cpu
 from gristmill.core.op import Cost, Workload, as_tuple
 from gristmill.core.problem import TensorSpec
 from gristmill.core.registry import load, op_names
 from gristmill.errors import InvalidInputError
 from gristmill.measure.ceilings import Ceilings
+from gristmill.measure.roofline import roofline
 from gristmill.specs.matmul import problem_of as matmul_problem
 from gristmill.specs.rms_norm import problem_of
 from gristmill.verify import compare, truth

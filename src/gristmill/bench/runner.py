@@ -12,10 +12,10 @@ import torch
 from gristmill.bench.checking import Checked, finite, prepare, reason_of
 from gristmill.bench.providers import COPY, Provider
 from gristmill.bench.results import Result, Row, Versus
-from gristmill.bench.roofline import Roofline, roofline
 from gristmill.core.op import Op, Workload
 from gristmill.core.plan import Objective
 from gristmill.measure.ceilings import Ceilings, copy_call
+from gristmill.measure.roofline import Roofline, roofline
 from gristmill.measure.statistics import median, median_interval, never_slower, paired_ratio
 from gristmill.measure.timing import timer
 
@@ -67,8 +67,8 @@ def run_workload(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return replace(base, reason=reason_of(error))
-    arithmetic = cost.arithmetic or next(iter(workload.problem.tensors.values())).dtype
-    roof = roofline(cost, copy_us, ceilings.matrix(arithmetic) if op.matrix else None)
+    arithmetic = op.matrix_arithmetic(workload.problem)
+    roof = roofline(cost, copy_us, ceilings.matrix(arithmetic) if arithmetic else None)
     rows += [_row(base, checked, s, roof) for checked, s in zip(ready, samples, strict=True)]
     order = {name: i for i, name in enumerate(names)}
     rows.sort(key=lambda row: order[row.provider])

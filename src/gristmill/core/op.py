@@ -146,6 +146,13 @@ class Op:
         several = len(returns) > 1
         return tuple(r.name or (f"out_{i}" if several else "out") for i, r in enumerate(returns))
 
+    def matrix_arithmetic(self, problem: Problem) -> str | None:
+        """What the matrix units compute a problem in (a dtype's name, or `tf32`); `None` off
+        them."""
+        if not self.matrix:
+            return None
+        return self.cost(problem).arithmetic or next(iter(problem.tensors.values())).dtype
+
     @cached_property
     def axis_names(self) -> tuple[str, ...]:
         """The names of the problem's sizes, in order."""

@@ -34,33 +34,40 @@ class Ceilings:
     def __post_init__(self) -> None:
         if not self.copy_bytes_per_s:
             size_bytes = COPY_BYTES[self.device.type]
-            time_us = self._time_us(copy_call(size_bytes, self.device))
-            self.copy_bytes_per_s = size_bytes / time_us * 1e6
+            copy_us = time_us(copy_call(size_bytes, self.device), self.device)
+            self.copy_bytes_per_s = size_bytes / copy_us * 1e6
 
     def matrix(self, arithmetic: str) -> float:
         """Floating-point operations per second of a large matmul in this dtype, or in `tf32`."""
         if arithmetic not in self.flops_per_s:
-            n, tf32 = MATRIX_SIZE[self.device.type], arithmetic == "tf32"
-            dtype = torch.float32 if tf32 else getattr(torch, arithmetic)
-            a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
-            allowed = torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-            try:
-                time_us = self._time_us(lambda: torch.mm(a, b))
-            finally:
-                torch.backends.cuda.matmul.allow_tf32 = allowed
-            self.flops_per_s[arithmetic] = 2 * n**3 / time_us * 1e6
+            self.flops_per_s[arithmetic] = matrix_rate(self.device, arithmetic)
         return self.flops_per_s[arithmetic]
-
-    def _time_us(self, call: Callable[[], Any]) -> float:
-        clock = timer(self.device)
-        call()
-        clock.device_us([call], 3)
-        return median(clock.device_us([call], REPEATS)[0])
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         return {**data, "device": str(self.device)}
+
+
+def matrix_rate(device: torch.device, arithmetic: str) -> float:
+    """Floating-point operations per second of a large square `torch.mm` in this dtype, or of
+    float32 with TF32 allowed (`tf32`)."""
+    n, tf32 = MATRIX_SIZE[device.type], arithmetic == "tf32"
+    dtype = torch.float32 if tf32 else getattr(torch, arithmetic)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        return 2 * n**3 / time_us(lambda: torch.mm(a, b), device) * 1e6
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def time_us(call: Callable[[], Any], device: torch.device) -> float:
+    """Device time of a call, the median of a few."""
+    clock = timer(device)
+    call()
+    clock.device_us([call], 3)
+    return median(clock.device_us([call], REPEATS)[0])
 
 
 def copy_call(size_bytes: int, device: torch.device) -> Callable[[], torch.Tensor]:

@@ -117,7 +117,7 @@ def get_op(
     tune: Literal["now", "never"] | None = None,
     budget_s: float | None = None,
     trials: int | None = None,
-    strategy: str = "auto",
+    strategy: tuning.StrategyLike = "auto",
 ) -> BoundOp:
     """The operator chosen for these arguments: from the plan store, or by tuning if it is new.
 
@@ -136,11 +136,15 @@ def get_op(
             takes what selection has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
         budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
             Default: 60 s.
-        strategy: by name (docs/cli.md), or `auto`: exhaustive in a small space, else random.
+        strategy: by name, or a strategy of yours: a class made with (space, problem, target, seed),
+            or an object with `ask` and `tell` (`gristmill.tuning.Strategy`; docs/strategies.md).
+            `auto` is exhaustive where that fits the trials, else the portfolio.
 
     Raises:
         UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.
         TuningError: no candidate gave right results, or the reference itself raised.
+        StrategyError: a strategy of yours raised, or proposed what cannot be measured; what was
+            measured, and the best of it as the plan, are kept.
         KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
             are kept.
     """
@@ -175,12 +179,15 @@ def tune(
     *,
     budget_s: float | None = None,
     trials: int | None = None,
-    strategy: str = "auto",
+    strategy: tuning.StrategyLike = "auto",
     seed: int = 0,
+    roofline_stop: float | None = None,
 ) -> tuning.TuningResult:
     """Tune this problem now, whether it has a plan or not, and keep the plans for both objectives.
 
-    Args as for `get_op`; `seed` makes inputs and random search repeatable.
+    Args as for `get_op`; `seed` makes inputs and random search repeatable. `roofline_stop` ends the
+    search where the best candidate is within this share of the roofline (0.02: 2%), which is
+    measured first; `result.stopped` says so.
 
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
@@ -194,7 +201,8 @@ def tune(
         raise TuningError(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
         )
-    result = _tune(spec, values, problem, _limits(budget_s, trials, strategy), strategy, seed)
+    limits = _limits(budget_s, trials, strategy, roofline_stop)
+    result = _tune(spec, values, problem, limits, strategy, seed)
     if result.skipped:
         raise TuningError(f"{problem} is not tuned: {result.skipped}. Wait for it, then ask again.")
     return result
@@ -223,11 +231,17 @@ def ask(
     return spec, values, spec.problem(values), device_target(spec.device(values))
 
 
-def _limits(seconds: float | None, trials: int | None, strategy: str) -> tuning.Budget:
-    """The budget, with the strategy's name checked beside it."""
+def _limits(
+    seconds: float | None,
+    trials: int | None,
+    strategy: tuning.StrategyLike,
+    roofline_stop: float | None = None,
+) -> tuning.Budget:
+    """The budget, with the strategy checked beside it."""
     if strategy != "auto":
         tuning.check_strategy(strategy)
-    return tuning.Budget(settings.current().budget_s if seconds is None else seconds, trials)
+    seconds = settings.current().budget_s if seconds is None else seconds
+    return tuning.Budget(seconds, trials, roofline_stop)
 
 
 def _wants_tuning(plan: Plan) -> bool:
@@ -240,7 +254,7 @@ def _tune(
     values: tuple[Any, ...],
     problem: Problem,
     budget: tuning.Budget,
-    strategy: str,
+    strategy: tuning.StrategyLike,
     seed: int = 0,
     explore: bool = True,
 ) -> tuning.TuningResult:
@@ -252,8 +266,10 @@ def _tune(
         run = tuning.TuningRun(
             spec, problem, device, store(), budget, strategy, seed, observer, explore
         )
-        result = run.run()
-    forget(spec.name)
+        try:
+            result = run.run()
+        finally:  # a strategy that fails leaves plans behind
+            forget(spec.name)
     if result.interrupted:
         raise tuning.TuningInterrupted(result)
     return result

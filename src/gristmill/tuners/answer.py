@@ -118,7 +118,7 @@ def tune(
     isolate: bool | None = None,
     budget_s: float | None = None,
     trials: int | None = None,
-    strategy: str = "auto",
+    strategy: tuning.StrategyLike = "auto",
     seed: int = 0,
     afresh: bool = False,
 ) -> KernelRun | None:

@@ -13,6 +13,7 @@ from gristmill.tuners.autotuner import US_PER_MS, Autotuner
 from gristmill.tuners.travel import base_kernel, is_jitted
 from gristmill.tuners.trial import Check, Terms
 from gristmill.tuners.truth import Reference
+from gristmill.tuning.strategies import StrategyLike
 from gristmill.tuning.timed import Effort
 
 MANY = 10_000  # repeats, where `rep` says how long
@@ -41,7 +42,7 @@ def autotune(
     isolate: bool | None = None,
     budget_s: float | None = None,
     trials: int | None = None,
-    strategy: str = "auto",
+    strategy: StrategyLike = "auto",
     seed: int = 0,
 ) -> Callable[[Any], Autotuner]:
     """Choose the fastest config of a Triton kernel by measurement: `@triton.autotune`, and more.

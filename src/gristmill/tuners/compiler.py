@@ -22,7 +22,8 @@ from gristmill.tuners.arguments import on_meta
 from gristmill.tuners.travel import unpack
 from gristmill.tuners.trial import Call
 from gristmill.tuners.worker import TASK
-from gristmill.tuning.compiler import CompilePool, Server, fitting
+from gristmill.tuning.compiler import CompilePool, Server
+from gristmill.tuning.peers import fitting
 
 
 class KernelCompilePool(CompilePool):
@@ -107,7 +108,7 @@ class KernelServer(Server):
         kernel, args, kwargs = self._call
         launch = Launch(kernel, call.grid or (1,), args, {**kwargs, **call.keywords})
         try:
-            return fitting(EXECUTOR.compile(launch, target).shared_bytes, target)
+            return fitting([EXECUTOR.compile(launch, target)], target)
         except CompileError as error:
             return Outcome("compile_error", f"{error}"[:REASON_CHARS])
 

@@ -36,6 +36,7 @@ from gristmill.tuning.budget import Budget
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer
 from gristmill.tuning.runner import STORED, TuningRun
+from gristmill.tuning.strategies import StrategyLike
 from gristmill.tuning.subject import Compiles, Measures
 from gristmill.tuning.timed import ContextLost, Effort, reason_of
 
@@ -260,6 +261,9 @@ class LocalMeasurer:
         """Outcomes of candidates that are run once."""
         return self._in_context(lambda trials: trials.verify(candidates), candidates)
 
+    def roofline(self) -> None:
+        """What a kernel computes is not known."""
+
     def _prepared(self, candidates: Sequence[Candidate]) -> KernelTrials:
         assert self._trials is not None
         for candidate in candidates:
@@ -312,7 +316,7 @@ class KernelRun(TuningRun):
         store: PlanStore,
         isolate: bool,
         budget: Budget,
-        strategy: str = "auto",
+        strategy: StrategyLike = "auto",
         seed: int = 0,
         observer: Observer | None = None,
         explore: bool = True,
@@ -327,8 +331,8 @@ class KernelRun(TuningRun):
         if skip and explore and isinstance(task.space, Choices):
             now = (task.source_hash, provenance())
             rows = [m for m in known if m.outcome.status != "launch_error"]  # for want of memory?
-            configs = {m.candidate.config for m in rows if (m.source_hash, m.provenance) == now}
-            self._strategies[task.name].seen.update(configs)
+            for m in (m for m in rows if (m.source_hash, m.provenance) == now):
+                self._strategies[task.name].tell(m.candidate.config, m.outcome)
 
     def tunables(self) -> Sequence[KernelTask]:
         """The kernel alone."""

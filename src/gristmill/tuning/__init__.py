@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from gristmill.tuning.recorder import Recorder
     from gristmill.tuning.replay import Replay
     from gristmill.tuning.runner import TuningRun
-    from gristmill.tuning.strategies import check_strategy
+    from gristmill.tuning.strategies import Strategy, StrategyLike, check_strategy
 
 _HOMES = {
     "Budget": "budget",
+    "Strategy": "strategies",
+    "StrategyLike": "strategies",
     "TuningInterrupted": "budget",
     "TuningResult": "budget",
     "TuningRun": "runner",
@@ -35,6 +37,8 @@ __all__ = [
     "Budget",
     "Recorder",
     "Replay",
+    "Strategy",
+    "StrategyLike",
     "TuningInterrupted",
     "TuningResult",
     "TuningRun",

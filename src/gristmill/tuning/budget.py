@@ -16,10 +16,16 @@ class Budget:
 
     Vendor calls and the compiled reference are always measured: they are what the plan must not be
     slower than.
+
+    Attributes:
+        roofline_stop: end the search where the best candidate takes at most this share longer than
+            the roofline (0.02: 2%), the longer of copying the op's bytes and doing its operations
+            at the rate of a large matmul, both measured at the start of the run. `None`: search on.
     """
 
     seconds: float = 60.0
     trials: int | None = None
+    roofline_stop: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.seconds, bool) or not isinstance(self.seconds, (int, float)):
@@ -37,6 +43,14 @@ class Budget:
         if self.trials is not None and self.trials < 1:
             raise InvalidInputError(
                 f"`trials` is {self.trials}; it needs at least 1, or None for no limit. Raise it."
+            )
+        share = self.roofline_stop
+        if share is not None and (
+            isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1
+        ):
+            raise InvalidInputError(
+                f"`roofline_stop` is {share!r}; it needs a share from 0 to 1 (0.02: within 2% of "
+                "the roofline), or None. Pass one."
             )
 
 
@@ -65,12 +79,14 @@ class TuningResult:
         trajectory: every outcome in the order in which they came; a candidate that raced has two.
         ties: by objective, the candidates that could not be told apart from the fastest.
         skipped: why nothing was run.
+        stopped: why the search ended before its budget, if it did.
     """
 
     outcomes: dict[Candidate, Outcome] = field(default_factory=dict, repr=False)
     plans: dict[Objective, Plan] = field(default_factory=dict)
     interrupted: bool = False
     skipped: str = ""
+    stopped: str = ""
     seconds: float = 0.0
     trajectory: list[Evaluation] = field(default_factory=list, repr=False)
     ties: dict[Objective, tuple[Candidate, ...]] = field(default_factory=dict, repr=False)

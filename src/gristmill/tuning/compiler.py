@@ -34,6 +34,7 @@ from gristmill.measure.isolation import (
     Lines,
     connect,
 )
+from gristmill.tuning.peers import fitting
 from gristmill.tuning.trial import candidate_from_json, candidate_to_json
 
 
@@ -48,21 +49,10 @@ def compile_candidate(problem: Problem, target: Target, candidate: Candidate) ->
         values = problem.meta()
         outputs, workspace = impl.allocate(values, config)
         launches = impl.launches(values, outputs, workspace, config)
-        shared = max(
-            (EXECUTOR.compile(launch, target).shared_bytes for launch in launches), default=0
-        )
+        binaries = [EXECUTOR.compile(launch, target) for launch in launches]
     except GristmillError as error:
         return Outcome("compile_error", f"{error}"[:REASON_CHARS])
-    return fitting(shared, target)
-
-
-def fitting(shared: int, target: Target) -> Outcome:
-    """The outcome of a kernel that compiles and needs `shared` bytes of shared memory."""
-    if shared > target.shared_memory_bytes:
-        limit = f"{target.name} has {target.shared_memory_bytes} a program"
-        reason = f"it needs {shared} bytes of shared memory; {limit}"
-        return Outcome("compile_error", reason, shared_bytes=shared)
-    return Outcome("ok", shared_bytes=shared)
+    return fitting(binaries, target)
 
 
 class CompilePool:

@@ -18,6 +18,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.errors import TuningError
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
+from gristmill.measure.roofline import Roofline
 from gristmill.tuning.timed import Effort
 from gristmill.tuning.trial import candidate_to_json
 
@@ -148,6 +149,14 @@ class Measurer:
             return [Outcome.from_json(o) for o in answer["outcomes"]]
         lost = answer if isinstance(answer, Outcome) else Outcome.from_json(answer["outcome"])
         return [lost for _ in candidates]
+
+    def roofline(self) -> Roofline | None:
+        """The least time of the problem under the device's ceilings, or `None` where its cost is
+        not known, or the worker was lost in measuring them."""
+        answer = self._ask({"do": "roofline"}, settings.current().candidate_timeout_s)
+        if isinstance(answer, Outcome) or answer.get("roofline") is None:
+            return None
+        return Roofline(**answer["roofline"])
 
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate as it crosses to the worker."""

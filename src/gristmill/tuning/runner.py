@@ -28,12 +28,16 @@ from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target, device_target
 from gristmill.errors import TuningError
 from gristmill.measure.lease import device_lease
+from gristmill.measure.roofline import Roofline
 from gristmill.tuning.budget import Budget, Evaluation, TuningResult
 from gristmill.tuning.choose import Samples, choose, tied_with_fastest
 from gristmill.tuning.compiler import CompilePool
+from gristmill.tuning.hints import hints_of
 from gristmill.tuning.measurer import Measurer
+from gristmill.tuning.peers import against_peers
 from gristmill.tuning.progress import Observer, Silent, counted
-from gristmill.tuning.strategies import Strategy, make_strategy
+from gristmill.tuning.searches import Searches, at_roofline, no_plan
+from gristmill.tuning.strategies import StrategyLike
 from gristmill.tuning.subject import Compiles, Measures, Subject, Tunable
 
 FINALISTS = 5  # Triton candidates in the last race, beside every vendor and compiled one
@@ -41,7 +45,6 @@ STORED = 4  # best candidates of an earlier run that a run starts with
 DEVICE_WAIT_S = 10.0  # for another tuner on the device; then selection has to do without
 RACES = 3  # at most, where all the Triton finalists of one fall in it
 RACE_SHARE = 0.2  # of the budget in seconds, kept for the last race
-SMALL_SPACE = 64  # points that "auto" searches exhaustively, whatever the budget
 
 
 class TuningRun:
@@ -54,7 +57,7 @@ class TuningRun:
         device: torch.device,
         store: PlanStore,
         budget: Budget | None = None,
-        strategy: str = "auto",
+        strategy: StrategyLike = "auto",
         seed: int = 0,
         observer: Observer | None = None,
         explore: bool = True,
@@ -75,7 +78,10 @@ class TuningRun:
             (i for i in able if i.kind != "triton"), key=lambda i: i.kind != "vendor"
         )
         self._searched = [i for i in able if i.kind == "triton"]
-        self._strategies = {i.name: self._strategy(strategy, i, seed) for i in self._searched}
+        hints = hints_of(op, self._searched, problem, self.target, store) if explore else {}
+        asked = (problem, self.target, seed, hints, self.budget.trials)
+        self._strategies = Searches(strategy, self._searched, *asked)
+        self._roofline: Roofline | None = None
         self._measurer = self.make_measurer(seed)
         self._verified: dict[Candidate, Samples] = {}  # right on every variant
 
@@ -104,6 +110,8 @@ class TuningRun:
         Raises:
             TuningError: nothing can run the problem here, its reference raises, or no candidate was
                 right.
+            StrategyError: a strategy raised, or proposed what cannot be measured; what was measured
+                until then has raced and is kept, with its plans.
         """
         if not self._fixed and not self._searched:
             reasons = "; ".join(
@@ -121,6 +129,8 @@ class TuningRun:
         finally:
             self._save_measurements()
             self.observer.ended(self._summary())
+        if self._strategies.fault is not None:
+            raise self._strategies.fault
         return self.result
 
     def _search_and_race(self) -> None:
@@ -156,18 +166,12 @@ class TuningRun:
         trials = self.budget.trials
         spent = sum(self._kind(c) == "triton" for c in self.result.outcomes)
         enough = trials is not None and spent >= trials
-        return (
-            self.explore and not enough and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
+        self.result.stopped = at_roofline(
+            self._best_us(), self._roofline, self.budget.roofline_stop
         )
-
-    def _strategy(self, name: str, impl: Tunable, seed: int) -> Strategy:
-        if name == "auto":
-            limit = (
-                SMALL_SPACE if self.budget.trials is None else max(SMALL_SPACE, self.budget.trials)
-            )
-            count = sum(1 for _ in islice(impl.space.valid(self.problem, self.target), limit + 1))
-            name = "exhaustive" if count <= limit else "random"
-        return make_strategy(name, impl.space, self.problem, self.target, seed)
+        if enough or self.result.stopped or self._strategies.fault is not None:
+            return False
+        return self.explore and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
 
     def _search(self, pool: Compiles) -> None:
         """What is always measured first, however small the budget: the vendor calls, the priors and
@@ -183,18 +187,23 @@ class TuningRun:
             self._measure(*pool.collect())
         for impl in (i for i in self._fixed if i.kind == "compiled"):
             self._measure(Candidate(impl.name, impl.config(None, self.problem, self.target)))
+        if self.explore and self.budget.roofline_stop is not None:
+            self._roofline = self._measurer.roofline()
         active = list(self._searched)
         while self._searching and (active or pool.pending):
             while active and pool.pending < 2 * settings.current().compile_jobs:
                 impl = active.pop(0)
-                asked = self._strategies[impl.name].ask(self._allowance(pool.pending))
+                asked, why_none = self._strategies.ask(impl.name, self._allowance(pool.pending))
+                if why_none is not None:
+                    self._tell(Candidate(impl.name), why_none)
                 for config in asked:
                     pool.submit(Candidate(impl.name, config))
                 if asked:
                     active.append(impl)
             if not pool.pending:
                 return
-            self._measure(*pool.collect())
+            candidate, compiled = pool.collect()
+            self._measure(candidate, against_peers(candidate, compiled, self.result.outcomes))
 
     def _measure(self, candidate: Candidate, compiled: Outcome | None = None) -> None:
         """Measure a candidate (unless its compilation failed), and tell everyone."""
@@ -238,8 +247,7 @@ class TuningRun:
     def _tell(self, candidate: Candidate, outcome: Outcome) -> None:
         self.result.outcomes[candidate] = outcome
         self.result.trajectory.append(Evaluation(candidate, outcome, self._elapsed_s))
-        if candidate.implementation in self._strategies:
-            self._strategies[candidate.implementation].tell(candidate.config, outcome)
+        self._strategies.tell(candidate, outcome)
         self._unsaved.append(candidate)
         if len(self._unsaved) >= 32:
             self._save_measurements()
@@ -295,16 +303,7 @@ class TuningRun:
                 family = self.bucket.family(self.op.axes(self.problem))
                 self.store.save_plan(plan, family, dict(self.bucket.axes))
         if not self.result.plans and not self.result.interrupted:
-            rows = "; ".join(
-                f"{c}: {o.status} ({o.reason})" for c, o in islice(self.result.outcomes.items(), 5)
-            )
-            advice = "Run `gristmill doctor`, which tries the worker by itself."
-            if all(o.status == "wrong" for o in self.result.outcomes.values()):
-                advice = "All of them ran: look at the kernels, the reference and the error bounds."
-            raise TuningError(
-                f"{self.problem} has no plan: no candidate ran and gave right results. The first "
-                f"ones: {rows}. {advice}"
-            )
+            raise no_plan(self.problem, self.result.outcomes)
 
     def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:
         entries = [(c, self.result.outcomes[c], self._verified[c]) for c in pool]
@@ -370,6 +369,8 @@ class TuningRun:
         text = f"{counted(len(outcomes), 'candidate')} in {self.result.seconds:.1f} s"
         if failed:
             text += f", {failed} failed"
+        if self.result.stopped:
+            text += f"; stopped: {self.result.stopped}"
         plan = self.result.plans.get("eager")
         if plan is not None:
             text += f"; chosen: {plan.candidate}, {plan.reason}"

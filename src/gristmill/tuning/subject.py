@@ -13,6 +13,7 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Bucket, Problem
 from gristmill.core.space import Space
 from gristmill.core.target import Target
+from gristmill.measure.roofline import Roofline
 
 
 class Subject(Protocol):
@@ -60,6 +61,8 @@ class Measures(AbstractContextManager[Any], Protocol):
     ) -> tuple[list[Outcome], list[dict[str, Any]]]: ...
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Outcome]: ...
+
+    def roofline(self) -> Roofline | None: ...
 
 
 class Compiles(AbstractContextManager[Any], Protocol):

@@ -19,6 +19,8 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
 from gristmill.errors import GristmillError
+from gristmill.measure.ceilings import copy_call, matrix_rate, time_us
+from gristmill.measure.roofline import Roofline, roofline
 from gristmill.tuning.timed import Effort, Samples, Timed, reason_of
 from gristmill.verify import Verdict, compare, run_guarded, same_bits, truth
 
@@ -111,6 +113,15 @@ class Trials(Timed):
         if calls:
             self.race_calls(calls, outcomes, samples)
         return outcomes, samples
+
+    def roofline(self) -> Roofline:
+        """The least time under what the device reaches now: a copy of as many bytes, and a large
+        matmul in the problem's arithmetic."""
+        cost = self.op.cost(self.problem)
+        copy_us = time_us(copy_call(cost.size_bytes, self.device), self.device)
+        arithmetic = self.op.matrix_arithmetic(self.problem)
+        rate = matrix_rate(self.device, arithmetic) if arithmetic else None
+        return roofline(cost, copy_us, rate)
 
     def _verified(self, candidates: Sequence[Candidate]) -> list[tuple[Outcome, BoundCall | None]]:
         """Each candidate's outcome of every variant, and its bound call where it passed.

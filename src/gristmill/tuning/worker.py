@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +71,9 @@ class Session:
         raises, no memory for the arguments)."""
         try:
             trials = self.trials(request)
+            if request["do"] == "roofline":
+                known = isinstance(trials, Trials)  # what anything else computes is not known
+                return {"roofline": asdict(trials.roofline()) if known else None}
             if request["do"] == "measure":
                 candidate = self.candidate(trials, request["candidate"])
                 return {"outcome": trials.measure(candidate, request["best_us"]).to_json()}

@@ -3,97 +3,75 @@ and the expected improvement."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from gristmill.core.config import Config
-from gristmill.errors import MissingExtraError
-from gristmill.tuning.strategies._learned import Learner
+from gristmill.tuning.strategies._learner import Learner
+from gristmill.tuning.strategies._surrogates import goals, improvement, likelihood, require_sklearn
 
-FIRST = 12  # random ones, before anything is learned
-FASTEST = 0.2  # of what has a time: the class that the classifier learns
+FIRST = 16  # outcomes before anything is learned,
+LEAST_TIMED = 4  # and of them with a time
 APART = 2  # knobs in which two configs of a batch differ, where there are enough
-TREES = 64
+LOOKED_AT = 50  # configs for each that is wanted, in search of such
+SCORED = 4096  # configs that a surrogate looks at, beside those near to the fastest
+PARENTS = 5  # which those are near to
+MUTANTS = 40  # of each of them, of up to three knobs;
+FEW_MUTANTS = 4  # where there are thousands of knobs, and each takes milliseconds
 
 
 class Bayesian(Learner):
     """Proposes what a surrogate of the outcomes so far expects most of.
 
-    In turn, because neither wins everywhere: a gradient-boosted classifier of the fastest fifth
-    (LFBO: Song et al., 2022), and the expected improvement (Jones et al., 1998) of the logarithm of
-    time under a random forest (SMAC: Hutter et al., 2011), whose trees' spread is its uncertainty.
-    A failure is as slow as the slowest.
+    In turn, because neither wins everywhere: a gradient-boosted classifier of the fastest fifth,
+    and the expected improvement of the logarithm of time under a random forest
+    (`strategies/_surrogates.py`). A failure is as slow as the slowest.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        try:
-            from sklearn.ensemble import GradientBoostingClassifier, RandomForestRegressor
-        except ImportError as error:
-            raise MissingExtraError(
-                "`strategy` is 'bayesian', which learns with scikit-learn; that is not installed. "
-                "Install `gristmill[tune]`, or ask for 'evolutionary'."
-            ) from error
-        self._classifier, self._forest = GradientBoostingClassifier, RandomForestRegressor
-        self._batches = 0
+        require_sklearn("bayesian")
+        self._turn = 0
 
     def ask(self, count: int) -> list[Config]:
-        candidates = self.unseen()
-        if len(self.times) < FIRST or len(self.ranked) < 4:
-            return self.any_of(candidates, count)
-        if not candidates:
+        if len(self.times) < FIRST or len(self.ranked) < LEAST_TIMED:
+            return self.any_of(self.unseen(), count)
+        return self.take(apart(self.in_order(self.candidates()), count))
+
+    def candidates(self) -> list[Config]:
+        """What is worth a look: unseen configs of the pool, and what is near to the fastest."""
+        unseen = self.unseen()
+        found = self.random.sample(unseen, SCORED) if len(unseen) > SCORED else unseen
+        count = MUTANTS if self.pool.has_neighbourhoods else FEW_MUTANTS
+        for parent in self.ranked[:PARENTS]:
+            drawn = (self.pool.mutated(parent, self.random) for _ in range(count))
+            found += [c for c in drawn if c is not None and c not in self.seen]
+            found += self.near(parent)
+        return found
+
+    def in_order(self, configs: Iterable[Config]) -> list[Config]:
+        """These, each once, by what the surrogate whose turn it is expects of them."""
+        asked = list(dict.fromkeys(configs))
+        if not asked:
             return []
-        self._batches += 1
-        score = self.scores(candidates)
-        best = np.argsort(-score, kind="stable")
-        return self.take(_apart([candidates[i] for i in best], count))
-
-    def scores(self, candidates: list[Config]) -> np.ndarray:
-        """What the surrogate whose turn it is expects of these; more is better."""
+        self._turn += 1
         told = list(self.times)
-        times = np.asarray([self.times[config] for config in told])
-        timed = times[np.isfinite(times)]
-        goal = np.log(np.where(np.isfinite(times), times, timed.max()))
-        known, asked = self.pool.features(told), self.pool.features(candidates)
-        if self._batches % 2:
-            return self._likelihood(known, goal, asked)
-        return self._improvement(known, goal, asked)
-
-    def _likelihood(self, known: np.ndarray, goal: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        fast = goal <= np.quantile(goal, FASTEST)
-        if fast.all():
-            return np.zeros(len(asked))
-        # An example of the fast ones counts by how much faster than the limit it is.
-        weight = np.where(fast, np.quantile(goal, FASTEST) - goal + 0.05, 1.0)
-        weight[fast] *= (~fast).sum() / weight[fast].sum() / 4
-        model = self._classifier(
-            n_estimators=60, max_depth=4, subsample=0.8, random_state=self.seed + self._batches
-        )
-        return model.fit(known, fast, weight).predict_proba(asked)[:, 1]
-
-    def _improvement(self, known: np.ndarray, goal: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        model = self._forest(
-            n_estimators=TREES,
-            min_samples_leaf=1,
-            max_features=0.6,
-            random_state=self.seed + self._batches,
-        ).fit(known, goal)
-        votes = np.stack([tree.predict(asked) for tree in model.estimators_])
-        mean, spread = votes.mean(0), votes.std(0) + 1e-6
-        gap = (goal.min() - mean) / spread
-        density = np.exp(-0.5 * gap**2) / math.sqrt(2 * math.pi)
-        below = 0.5 * (1 + np.vectorize(math.erf)(gap / math.sqrt(2)))
-        return spread * (gap * below + density)
+        goal = goals(np.asarray([self.times[config] for config in told]))
+        surrogate = likelihood if self._turn % 2 else improvement
+        seed = self.seed + 1000 * self._turn
+        scores = surrogate(self.pool.features(told), goal, self.pool.features(asked), seed)
+        return [asked[i] for i in np.argsort(-scores, kind="stable")]
 
 
-def _apart(configs: list[Config], count: int) -> list[Config]:
+def apart(configs: list[Config], count: int) -> list[Config]:
     """The first `count`, but for those too near to one before them, which come where there are no
     others."""
     chosen: list[Config] = []
     near: list[Config] = []
-    for config in configs:
+    for config in islice(configs, LOOKED_AT * count):
         if len(chosen) == count:
             break
         close = any(_distance(config, other) < APART for other in chosen)
@@ -102,5 +80,5 @@ def _apart(configs: list[Config], count: int) -> list[Config]:
 
 
 def _distance(a: Config, b: Config) -> int:
-    names = {*a.knobs, *b.knobs}
+    names = a.knobs.keys() | b.knobs.keys()
     return sum(a.knobs.get(n) != b.knobs.get(n) for n in names)

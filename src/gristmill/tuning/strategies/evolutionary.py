@@ -4,7 +4,7 @@ changed."""
 from __future__ import annotations
 
 from gristmill.core.config import Config, Value
-from gristmill.tuning.strategies._learned import Learner
+from gristmill.tuning.strategies._learner import Learner
 
 FIRST = 16  # random ones, before there are parents
 PARENTS = 12
@@ -42,4 +42,4 @@ class Evolutionary(Learner):
                 values[knob.name] = self.random.choice(knob.values)
             elif self.random.random() < 0.5 and knob.name in father.knobs:
                 values[knob.name] = father.knobs[knob.name]
-        return self.pool.changed(mother, values)
+        return self.pool.changed(mother, values, None if self.pool.is_whole else self.random)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 from gristmill.core.config import Config
-from gristmill.core.problem import Problem
-from gristmill.core.space import Space
-from gristmill.core.target import Target
-from gristmill.tuning.strategies._base import Strategy
+from gristmill.tuning.strategies._base import BuiltIn
 
 
-class Exhaustive(Strategy):
+class Exhaustive(BuiltIn):
     """Proposes every valid config once; the space is enumerated lazily."""
 
-    def __init__(self, space: Space, problem: Problem, target: Target, seed: int = 0) -> None:
-        super().__init__(space, problem, target, seed)
-        self._configs = space.valid(problem, target)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._configs = self.space.valid(self.problem, self.target)
 
     def ask(self, count: int) -> list[Config]:
         new = list(islice((c for c in self._configs if c not in self.seen), count))

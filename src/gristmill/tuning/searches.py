@@ -1,0 +1,108 @@
+"""The strategies of a run, one for each implementation that is searched, and what ends them before
+the budget does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from gristmill.core.config import Config
+from gristmill.core.plan import Candidate, Outcome
+from gristmill.core.problem import Problem
+from gristmill.core.target import Target
+from gristmill.errors import InvalidInputError, StrategyError, TuningError
+from gristmill.measure.roofline import Roofline
+from gristmill.tuning.strategies import (
+    NO_HINTS,
+    Checked,
+    Hints,
+    StrategyLike,
+    is_object,
+    make_strategy,
+)
+from gristmill.tuning.subject import Tunable
+
+
+class Searches(Mapping[str, Checked]):
+    """The strategies by implementation.
+
+    Attributes:
+        fault: what a strategy did wrong: the search is over.
+    """
+
+    def __init__(
+        self,
+        strategy: StrategyLike,
+        searched: Sequence[Tunable],
+        problem: Problem,
+        target: Target,
+        seed: int,
+        hints: Mapping[str, Hints],
+        trials: int | None,
+    ) -> None:
+        if len(searched) > 1 and is_object(strategy):
+            names = ", ".join(i.name for i in searched)
+            raise InvalidInputError(
+                f"`strategy` is one {type(strategy).__name__}, and {problem} has {len(searched)} "
+                f"spaces to search ({names}); each needs a strategy of its own. Pass the class, or "
+                "a function of (space, problem, target, seed)."
+            )
+        self.fault: StrategyError | None = None
+        self._by_name = {
+            i.name: make_strategy(
+                strategy, i.space, problem, target, seed, hints.get(i.name, NO_HINTS), trials
+            )
+            for i in searched
+        }
+
+    def ask(self, name: str, count: int) -> tuple[list[Config], Outcome | None]:
+        """What an implementation's strategy wants next, and why it wants nothing more where its
+        space has no valid point to be found."""
+        try:
+            return self._by_name[name].ask(count), None
+        except StrategyError as error:
+            self.fault = error
+        except TuningError as error:
+            return [], Outcome("unsupported", str(error))
+        return [], None
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Tell the candidate's strategy, if it has one."""
+        if candidate.implementation in self._by_name:
+            try:
+                self._by_name[candidate.implementation].tell(candidate.config, outcome)
+            except StrategyError as error:
+                self.fault = error
+
+    def __getitem__(self, name: str) -> Checked:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+def at_roofline(best_us: float | None, roofline: Roofline | None, share: float | None) -> str:
+    """Why there is no more to gain: the best is within `share` of the roofline; else an empty
+    string."""
+    if share is None or roofline is None or best_us is None:
+        return ""
+    if best_us > roofline.time_us * (1 + share):
+        return ""
+    return (
+        f"{best_us:.2f} us is within {share:.1%} of the roofline ({roofline.time_us:.2f} us, "
+        f"{roofline.limit})"
+    )
+
+
+def no_plan(problem: Problem, outcomes: Mapping[Candidate, Outcome]) -> TuningError:
+    """The error where no candidate ran and gave right results."""
+    rows = "; ".join(f"{c}: {o.status} ({o.reason})" for c, o in list(outcomes.items())[:5])
+    advice = "Run `gristmill doctor`, which tries the worker by itself."
+    if all(o.status == "wrong" for o in outcomes.values()):
+        advice = "All of them ran: look at the kernels, the reference and the error bounds."
+    return TuningError(
+        f"{problem} has no plan: no candidate ran and gave right results. The first ones: {rows}. "
+        f"{advice}"
+    )
