@@ -20,7 +20,6 @@ from gristmill.core.target import device_target
 from gristmill.ops._generate import (
     direct_function,
     key_function,
-    pack_function,
     values_function,
 )
 from gristmill.ops._key import NO_KEY, is_plain
@@ -48,8 +47,7 @@ class Dispatcher:
     def __init__(self, op: Op, objective: Objective) -> None:
         self.op: Op = op
         self.objective: Objective = objective
-        self.pack = pack_function(op)
-        self.key = key_function(op)
+        self.key = key_function(op, native=False)
         self.bound: dict[tuple[Any, ...] | None, BoundCall] = {}
         self._built: dict[Any, BoundCall] = {}
         self._lock = threading.Lock()
