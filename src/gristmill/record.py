@@ -147,6 +147,6 @@ def _reduce(self: Any) -> tuple[Any, ...]:
 def _refuse(self: Any, name: str, *value: Any) -> NoReturn:
     del value
     raise dataclasses.FrozenInstanceError(
-        f"`{type(self).__name__}.{name}` cannot be set or deleted: records are frozen. Make another "
+        f"`{type(self).__name__}.{name}` cannot be set or deleted: it is frozen. Make another "
         "one, with `dataclasses.replace`."
     )

@@ -166,7 +166,7 @@ def test_methods_are_generated_when_they_are_looked_up():
     assert not inspect.isfunction(vars(made)["__eq__"])
 
 
-# For whom `dataclasses` compiles methods while a cached `get_op` starts.
+# For whom `dataclasses` compiles methods while a cached `get_op` starts, whatever kernel it names.
 _WATCHED_START = """
 import dataclasses, json, sys, torch, triton
 x, weight = torch.ones(4, 64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16)
@@ -181,7 +181,10 @@ def watch(event, args):
         modules.append(frame.f_globals["__name__"])
 sys.addaudithook(watch)
 import gristmill as gm
+from gristmill.core.registry import implementations, op_names
 op = gm.get_op("rms_norm", (x, weight), tune="never")
+for name in op_names():
+    implementations(name)
 dataclasses.dataclass(type("Seen", (), {"__annotations__": {"x": "int"}}))  # the watch works
 print(json.dumps([op.plan.origin, sorted(set(modules))]))
 """
