@@ -129,11 +129,12 @@ def record(path: Path, results: dict[str, Result], total: Result, device: str, c
     """Write the counts, and what they were counted on, as JSON.
 
     `tree` is the digest of the sources; `dirty`, whether they differ from the commit's (`null`
-    where neither git nor `commit`, `COMMIT:DIGEST`, tells).
+    where neither git nor `commit`, `COMMIT:DIGEST`, tells). A stated commit goes before what git
+    knows here.
     """
     stated, _, clean = commit.partition(":")
-    found = output("git", "rev-parse", "HEAD")
-    changed = output("git", "status", "--porcelain").splitlines()
+    found = "" if stated else output("git", "rev-parse", "HEAD")
+    changed = output("git", "status", "--porcelain").splitlines() if found else []
     tree = output(sys.executable, "-c", TREE)
     data = {
         "commit": found or stated,

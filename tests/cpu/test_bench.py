@@ -264,7 +264,8 @@ def test_ceilings_are_measured_here(monkeypatch):
     monkeypatch.setattr("gristmill.measure.ceilings.MATRIX_SIZE", {"cpu": 64})
     ceilings = Ceilings(CPU)
     assert ceilings.copy_bytes_per_s > 0
-    assert ceilings.matrix(torch.float32) == ceilings.matrix(torch.float32) > 0
+    assert ceilings.matrix("float32") == ceilings.matrix("float32") > 0
+    assert ceilings.matrix("tf32") > 0
     assert json.loads(json.dumps(ceilings.to_json()))["device"] == "cpu"
 
 

@@ -270,6 +270,23 @@ def test_the_choice_takes_the_fastest_and_ties_go_to_who_needs_least():
     assert choose("rms_norm", entries, "eager", Candidate("row"))[0].implementation == "row"
 
 
+@pytest.mark.parametrize(("share", "name"), [(1.015, "aten"), (1.03, "inductor")])
+def test_a_compiler_at_run_time_has_to_pay_more_than_what_never_slower_allows(share, name):
+    built = _entry("inductor", [100.0] * 50, host=45.0)
+    other = _entry("aten", [100.0 * share] * 50, host=12.0)
+    assert choose("rms_norm", [built, other], "eager")[0].implementation == name
+    assert choose("rms_norm", [built, other], "graph")[0].implementation == "inductor"
+
+
+def test_a_host_that_stays_ahead_of_the_device_decides_a_tie():
+    times = [14.0 + 0.01 * (i % 3) for i in range(50)]
+    entries = [_entry("aten", times, host=13.0), _entry("row", times, host=6.0)]
+    chosen, _, reason = choose("rms_norm", entries, "eager", Candidate("aten"))
+    assert chosen.implementation == "row"
+    assert reason.endswith("it keeps the host the shortest time")
+    assert choose("rms_norm", entries, "graph")[0].implementation == "aten"
+
+
 def test_the_eager_objective_counts_the_host():
     a = _entry("inductor", [4.0] * 50, host=36.0)
     b = _entry("aten", [8.4] * 50, host=10.0)

@@ -119,7 +119,7 @@ MUTATIONS = {
         ("/ N + eps", "/ BLOCK_N + eps", "normal"),
         ("/ N + eps)", "/ N) + eps", "small"),
         ("row < n_rows", "row < n_rows - 1", "normal"),
-        ("dw += g * normed", "dw = g * normed", "normal"),  # the last tile's share alone
+        ("dw += terms", "dw = terms", "normal"),  # the last tile's share alone
         ("partial_ptr + first * N", "partial_ptr", "normal"),
         ("mean = rstd * (products / N)", "mean = rstd * (products / BLOCK_N)", "normal"),
         ("tl.sum(dw, axis=0)", "tl.sum(dw.to(tl.float16), axis=0).to(tl.float32)", "normal"),

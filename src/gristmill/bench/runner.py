@@ -67,8 +67,8 @@ def run_workload(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return replace(base, reason=reason_of(error))
-    dtype = next(iter(workload.problem.tensors.values())).torch_dtype
-    roof = roofline(cost, copy_us, ceilings.matrix(dtype) if op.matrix else None)
+    arithmetic = cost.arithmetic or next(iter(workload.problem.tensors.values())).dtype
+    roof = roofline(cost, copy_us, ceilings.matrix(arithmetic) if op.matrix else None)
     rows += [_row(base, checked, s, roof) for checked, s in zip(ready, samples, strict=True)]
     order = {name: i for i, name in enumerate(names)}
     rows.sort(key=lambda row: order[row.provider])

@@ -26,9 +26,9 @@ class Stamp:
     Attributes:
         device, target: the device's name and the store's key of it.
         versions: of gristmill, torch, Triton, CUDA and the driver.
-        commit: the checkout's commit; `None` outside one. dirty: whether it had local changes; in a
-            copy without git, whether its sources are not the stated commit's, or `None` where
-            nothing says what those are.
+        commit: the stated commit, or the checkout's; `None` outside one. dirty: whether the
+            checkout had local changes; of a stated commit, whether the sources here are not its
+            own, or `None` where nothing says what those are.
         date: UTC, ISO 8601. command: the command line.
         tree: the digest of gristmill's sources (`bench/tree.py`); empty in reports older than it.
     """
@@ -48,18 +48,19 @@ class Stamp:
 
         Where the tree here is a copy that does not know its commit, `commit` says it: an id, with
         `:` and the digest of its sources (`python -m gristmill.bench.tree HEAD` there prints both).
+        Stated, it goes before what git knows here: the GPU machine's copy has an older checkout's.
         """
         target = device_target(device)
-        found = _git("rev-parse", "HEAD")
-        status = _git("status", "--porcelain")
         stated, _, clean = (commit or "").partition(":")
+        found = stated or _git("rev-parse", "HEAD")
+        status = None if stated else _git("status", "--porcelain")
         tree = of_folder()
         dirty = bool(status) if status is not None else tree != clean if clean else None
         return cls(
             device=target.name,
             target=target.key,
             versions={"gristmill": __version__, **json.loads(provenance())},
-            commit=found or stated or None,
+            commit=found or None,
             dirty=dirty,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=_command(),

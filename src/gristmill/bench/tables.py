@@ -12,10 +12,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from gristmill.bench.beside import BESIDE
 from gristmill.bench.report import ceilings_text, rate_text
 from gristmill.bench.results import (
     Report,
@@ -28,7 +28,6 @@ from gristmill.errors import GristmillError, InvalidInputError
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 NOTHING = "Not measured yet: no results are committed under `benchmarks/results`."
-OVERHEAD = "overhead.json"
 RESULTS = Path("benchmarks/results")
 
 
@@ -38,8 +37,11 @@ def tables(results: Path) -> str:
     for folder in sorted(p for p in results.glob("*") if p.is_dir()):
         paths = [path for path in sorted(folder.glob("*.json")) if _has_reports(path)]
         parts += [report_markdown(one) for path in paths for one in load_reports(path)]
-        if (folder / OVERHEAD).exists():
-            parts.append(overhead_markdown(folder / OVERHEAD))
+        parts += [
+            markdown(json.loads((folder / name).read_text()))
+            for name, markdown in BESIDE.items()
+            if (folder / name).exists()
+        ]
     return "\n\n".join(parts) or NOTHING
 
 
@@ -171,41 +173,10 @@ def plan_row(result: Result) -> Row | None:
     return next((r for r in result.rows if r.role == "selected" and r.status == "ok"), None)
 
 
-def overhead_markdown(path: Path) -> str:
-    """Host time of a call against the floor, and what a new process pays."""
-    data = json.loads(path.read_text())
-    calls = list(dict.fromkeys(name for times in data["host_times"] for name in times["times_us"]))
-    lines = [f"**Host time of a call**, {data['stamp']['device']}: us, and over F", ""]
-    heads = [*calls, "new size"]
-    lines += [f"| problem | kernel | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
-    for times in data["host_times"]:
-        cells = [*(_host_cell(times, name) for name in calls), f"{times['new_size_us']:.0f}"]
-        kernel = times["kernel"].split()[0]
-        lines.append(f"| {times['problem']} | {kernel} | {' | '.join(cells)} |")
-    lines += ["", "F allocates the output and calls `CompiledKernel.run` of the same kernel."]
-    lines[-1] += " New size: a direct call with a token count that was not met before."
-    lines += [f"{t['problem']}: F is {t['reason']}." for t in data["host_times"] if t["reason"]]
-    lines += ["", f"`import gristmill` adds {data['import_ms']:.1f} ms to `import torch`."]
-    for got in data["get_op"]:
-        lines.append(
-            f"A `get_op` of rms_norm {got['rows']}x{got['width']} in a new process takes "
-            f"{got['get_op_ms']:.1f} ms "
-            f"({got['implementation']}, {got['origin']})."
-        )
-    return "\n".join(lines)
-
-
-def _host_cell(times: Mapping[str, Any], name: str) -> str:
-    us, ratio = times["times_us"].get(name), times["ratios"].get(name)
-    if us is None:
-        return ""
-    return f"{us:.2f} ({ratio[0]:.2f}x)" if ratio else f"{us:.2f}"
-
-
 def _has_reports(path: Path) -> bool:
-    """Whether this is of `bench` (beside it lie the overhead, and what test runs wrote)."""
+    """Whether this is of `bench` (beside it lie those of `bench.beside`)."""
     data = json.loads(path.read_text())
-    return isinstance(data, dict) and not {"results", "reports"}.isdisjoint(data)
+    return isinstance(data, dict) and ("reports" in data or {"op", "results"} <= data.keys())
 
 
 def replaced(text: str, content: str) -> str:

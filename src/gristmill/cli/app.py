@@ -26,7 +26,17 @@ from gristmill.errors import (
 
 FAILED, BAD_INPUT, REGRESSED, INTERRUPTED = 1, 2, 3, 130
 INPUT_ERRORS = (InvalidInputError, InvalidConfigError, UnknownOpError, UnsupportedProblemError)
-COMMANDS = ("list", "explain", "tune", "bench", "report", "tables", "cache", "doctor")
+COMMANDS = (
+    "list",
+    "explain",
+    "tune",
+    "replay",
+    "bench",
+    "report",
+    "tables",
+    "cache",
+    "doctor",
+)
 
 
 class LazyCommand(TyperCommand):

@@ -6,6 +6,7 @@ code is 130.
     gristmill tune rms_norm --workload llama3-8b-m512 --budget 30
     gristmill tune matmul --shape a=512x4096 --shape b=4096x6144:t --trials 100
     gristmill tune rms_norm -w llama3-8b-m512 --out tuning.json --html tuning.html
+    gristmill tune matmul -w square-4096 --record square-4096.jsonl.gz --budget 500
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from gristmill.cli.options import (
 )
 from gristmill.cli.output import check_out, console, error_console, print_json
 from gristmill.cli.problems import arguments, chosen_device, objective_named, requested
+from gristmill.cli.recording import Commit, Names, Points, Record, RecordOptions, record
 from gristmill.cli.report import check_html, write_html
 from gristmill.core.op import Workload
 from gristmill.core.registry import load
@@ -81,21 +83,25 @@ def command(
     objective: ObjectiveName = "eager",
     out: Out = None,
     html: Html = None,
+    record_to: Record = None,
+    points: Points = None,
+    implementation: Names = None,
+    commit: Commit = None,
     as_json: Json = False,
 ) -> None:
     check_out("--out", out)
     check_html(html)
     spec, where, shown = load(op), chosen_device(device), objective_named(objective)
-    problems = requested(spec, workload, shape, scalar, dtype)
-    if not problems:
-        raise InvalidInputError(
-            f"no problem of `{op}` is named; `gristmill tune` needs one. "
-            "Add `--workload NAME` (`gristmill list OP` shows them) or `--shape`."
-        )
+    problems = _named(op, requested(spec, workload, shape, scalar, dtype))
+    seconds = settings.current().budget_s if budget is None else budget
+    options = RecordOptions(record_to, points, implementation or (), commit)
+    if options.check(problems, trials=trials, out=out, html=html, strategy=strategy != "auto"):
+        record(options, problems[0], where, seconds, seed, as_json)
+        return
     explanations, records, reports, interrupted = [], [], [], False
     for one in problems:
         try:
-            result = _tune(one, where, budget, trials, strategy, seed)
+            result = _tune(one, where, seconds, trials, strategy, seed)
         except KeyboardInterrupt as stop:
             interrupted = True
             result = stop.result if isinstance(stop, TuningInterrupted) else TuningResult()
@@ -124,6 +130,16 @@ def command(
         raise typer.Exit(FAILED)
 
 
+def _named(op: str, problems: list[Workload]) -> list[Workload]:
+    """The problems, of which there has to be one."""
+    if not problems:
+        raise InvalidInputError(
+            f"no problem of `{op}` is named; `gristmill tune` needs one. "
+            "Add `--workload NAME` (`gristmill list OP` shows them) or `--shape`."
+        )
+    return problems
+
+
 def _print_end(
     reports: Sequence[dict[str, Any]],
     explanations: Sequence[Explanation],
@@ -145,13 +161,12 @@ def _print_end(
 def _tune(
     workload: Workload,
     device: torch.device,
-    budget_s: float | None,
+    seconds: float,
     trials: int | None,
     strategy: str,
     seed: int,
 ) -> TuningResult:
     values = arguments(workload.problem, device)
-    seconds = settings.current().budget_s if budget_s is None else budget_s
     result = tune(
         workload.problem.op, values, budget_s=seconds, trials=trials, strategy=strategy, seed=seed
     )

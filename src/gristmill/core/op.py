@@ -64,10 +64,12 @@ class Workload:
 @record
 class Cost:
     """What the op must do at least: floating-point operations, and bytes with every input read and
-    output written once."""
+    output written once. `arithmetic` names what the operations are in where that is not the first
+    tensor's dtype: `tf32`."""
 
     flops: int
     size_bytes: int
+    arithmetic: str = ""
 
 
 @record(eq=False, slots=False)

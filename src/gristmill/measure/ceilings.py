@@ -23,7 +23,8 @@ class Ceilings:
 
     Attributes:
         copy_bytes_per_s: bytes read and written by a large `copy_`, per second.
-        flops_per_s: of a large square `torch.mm`, by dtype name; measured when first asked for.
+        flops_per_s: of a large square `torch.mm`, by dtype name, or of float32 with TF32 allowed
+            (`tf32`); measured when first asked for.
     """
 
     device: torch.device
@@ -36,14 +37,20 @@ class Ceilings:
             time_us = self._time_us(copy_call(size_bytes, self.device))
             self.copy_bytes_per_s = size_bytes / time_us * 1e6
 
-    def matrix(self, dtype: torch.dtype) -> float:
-        """Floating-point operations per second of a large matmul in this dtype."""
-        name = str(dtype).removeprefix("torch.")
-        if name not in self.flops_per_s:
-            n = MATRIX_SIZE[self.device.type]
+    def matrix(self, arithmetic: str) -> float:
+        """Floating-point operations per second of a large matmul in this dtype, or in `tf32`."""
+        if arithmetic not in self.flops_per_s:
+            n, tf32 = MATRIX_SIZE[self.device.type], arithmetic == "tf32"
+            dtype = torch.float32 if tf32 else getattr(torch, arithmetic)
             a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
-            self.flops_per_s[name] = 2 * n**3 / self._time_us(lambda: torch.mm(a, b)) * 1e6
-        return self.flops_per_s[name]
+            allowed = torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            try:
+                time_us = self._time_us(lambda: torch.mm(a, b))
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = allowed
+            self.flops_per_s[arithmetic] = 2 * n**3 / time_us * 1e6
+        return self.flops_per_s[arithmetic]
 
     def _time_us(self, call: Callable[[], Any]) -> float:
         clock = timer(self.device)

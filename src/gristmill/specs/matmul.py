@@ -163,7 +163,9 @@ def cost(problem: Problem) -> Cost:
     read = (_distinct(problem[name]) for name in ("a", "b"))
     written = batch * m * n
     return Cost(
-        flops=2 * batch * m * n * k, size_bytes=(sum(read) + written) * problem["a"].itemsize
+        flops=2 * batch * m * n * k,
+        size_bytes=(sum(read) + written) * problem["a"].itemsize,
+        arithmetic="tf32" if problem["tf32"] and problem["a"].dtype == "float32" else "",
     )
 
 

@@ -137,6 +137,7 @@ WORKLOADS = (
     Workload("qk-norm-1x40x128", problem_of((1, 40, 128))),
     Workload("qk-norm-64x40x128", problem_of((64, 40, 128))),
     Workload("qk-norm-4096x40x128", problem_of((4096, 40, 128))),
+    Workload("llama2-13b-m16384", problem_of((16384, 5120))),
     Workload("odd-1023x4097", problem_of((1023, 4097))),
     Workload("wide-64x65536", problem_of((64, 65536))),
 )

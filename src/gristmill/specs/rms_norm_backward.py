@@ -203,6 +203,7 @@ WORKLOADS = (
     Workload("16384x4096-no-weight", problem_of((16384, 4096), weight=False)),
     Workload("16384x4096-frozen", problem_of((16384, 4096), weight_grad=False)),
     Workload("qk-norm-4096x40x128", problem_of((4096, 40, 128))),
+    Workload("llama2-13b-m16384", problem_of((16384, 5120))),
     Workload("odd-1023x4097", problem_of((1023, 4097))),
     Workload("wide-1024x65536", problem_of((1024, 65536))),
 )

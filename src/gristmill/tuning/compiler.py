@@ -166,8 +166,11 @@ class Server:
         self.selector.register(lines.connection, selectors.EVENT_READ, None)
 
     def warm(self, request: Mapping[str, Any]) -> None:
-        """Import what a request needs, before anything forks."""
+        """Do what every compile of this request's kind would do first, before anything forks."""
         implementation(request["problem"]["op"], request["candidate"]["implementation"])
+        target = Target(**request["target"])
+        if target.is_gpu:
+            EXECUTOR.warm(target)
 
     def compile(self, request: Mapping[str, Any]) -> Outcome:
         """A request's outcome, in a forked child."""

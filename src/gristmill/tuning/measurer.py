@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.errors import TuningError
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
+from gristmill.tuning.timed import Effort
 from gristmill.tuning.trial import candidate_to_json
 
 WORKER = "gristmill.tuning.worker"
@@ -82,11 +84,20 @@ class Measurer:
 
     worker = WORKER
 
-    def __init__(self, problem: Problem, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        device: torch.device,
+        seed: int = 0,
+        effort: Effort | None = None,
+    ) -> None:
+        """`effort` is how much timing a candidate gets, where it is not the usual."""
         self.problem, self.device, self.seed = problem, device, seed
         self._child = Child(self.worker)
         self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
         self._base["threads"] = torch.get_num_threads()
+        if effort is not None:
+            self._base["effort"] = asdict(effort)
         self._served = 0
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:

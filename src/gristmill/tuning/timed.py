@@ -35,6 +35,8 @@ class Effort:
         pairs: repeats in the last race.
         warmup_runs, warmup_us: untimed calls before the first timed one, as many as either asks.
         give_up: end a candidate's timing early where it trails the best.
+        host, graph: also time the host's side of a call (0.1 s a candidate), and a replayed graph
+            in the last race.
     """
 
     repeats: int = 25
@@ -43,6 +45,8 @@ class Effort:
     warmup_runs: int = 1
     warmup_us: float = 0.0
     give_up: bool = True
+    host: bool = True
+    graph: bool = True
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Effort:
@@ -69,21 +73,29 @@ class Timed:
         """Time calls in turns, and write the outcome and the samples of each at its index."""
         functions = [call for _, call in calls]
         warm = [median(times) for times in self.timer.device_us(functions, 3)]
-        hosts = self._host_us(functions, warm)
+        hosts = self._host_us(functions, warm) if self.effort.host else warm
         pairs = self.effort.pairs
         if self.device.type != "cuda":
             pairs = int(min(pairs, max(5, 2e6 / sum(warm))))
         devices = self.timer.device_us(functions, pairs, max(hosts))
-        graphs = self.timer.graph_us(functions, pairs)
+        graphs: Sequence[list[float] | None] = [None] * len(functions)
+        if self.effort.graph:
+            graphs = self.timer.graph_us(functions, pairs)
         for (index, _), host, device, graph in zip(calls, hosts, devices, graphs, strict=True):
             samples[index] = {"device": device, "graph": graph}
             outcomes[index] = replace(
                 outcomes[index],
                 device_us=median(device),
-                host_us=median(device) if self.device.type == "cpu" else host,  # one clock
+                host_us=self._host_side(host, device),
                 graph_us=None if graph is None else median(graph),
                 repeats=len(device),
             )
+
+    def _host_side(self, host_us: float, device_us: Sequence[float]) -> float | None:
+        """The host time to report of a call that was timed."""
+        if not self.effort.host:
+            return None
+        return median(device_us) if self.device.type == "cpu" else host_us  # one clock
 
     def _host_us(
         self, calls: Sequence[Callable[[], Any]], device_us: Sequence[float]
@@ -105,25 +117,17 @@ class Timed:
         self.timer.synchronize()
         best = float("inf") if best_us is None or not self.effort.give_up else best_us
         first = self.timer.device_us([call], 1)[0][0]
-        if first > ABANDON_AFTER_1 * best:
-            return Outcome(
-                "slow",
-                f"{first / best:.1f} times the best at the first repeat",
-                device_us=first,
-                repeats=1,
-            )
+        if slow := trailing(first, 1, best):
+            return slow
         few = median(self.timer.device_us([call], 5)[0])
-        if few > ABANDON_AFTER_5 * best:
-            return Outcome(
-                "slow", f"{few / best:.2f} times the best after 5 repeats", device_us=few, repeats=5
-            )
+        if slow := trailing(few, 5, best):
+            return slow
         if self.effort.warmup_us:
             self.timer.device_us([call], int(self.effort.warmup_us / max(few, 1.0)))
         repeats = int(min(self.effort.repeats, max(5, self.effort.timed_us / max(few, 1.0))))
         device_us = median(self.timer.device_us([call], repeats)[0])
-        return Outcome(
-            "ok", device_us=device_us, host_us=self.timer.host_us(call, device_us), repeats=repeats
-        )
+        host_us = self.timer.host_us(call, device_us) if self.effort.host else None
+        return Outcome("ok", device_us=device_us, host_us=host_us, repeats=repeats)
 
     def outcome_of(self, trial: Callable[[], Outcome]) -> Outcome:
         """The outcome of a trial, whatever it raises: a candidate's failure is a row.
@@ -148,6 +152,15 @@ class Timed:
         except RuntimeError as error:
             raise ContextLost(outcome.reason or reason_of(error)) from error
         return outcome
+
+
+def trailing(device_us: float, repeats: int, best_us: float) -> Outcome | None:
+    """`slow` where a candidate that takes this after so many repeats is given up, else `None`."""
+    if device_us <= (ABANDON_AFTER_1 if repeats == 1 else ABANDON_AFTER_5) * best_us:
+        return None
+    after = "at the first repeat" if repeats == 1 else f"after {repeats} repeats"
+    reason = f"{device_us / best_us:.2f} times the best {after}"
+    return Outcome("slow", reason, device_us=device_us, repeats=repeats)
 
 
 def reason_of(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
 from gristmill.errors import GristmillError
-from gristmill.tuning.timed import Samples, Timed, reason_of
+from gristmill.tuning.timed import Effort, Samples, Timed, reason_of
 from gristmill.verify import Verdict, compare, run_guarded, same_bits, truth
 
 
@@ -35,9 +35,11 @@ class Case:
 class Trials(Timed):
     """Candidates of one problem on one device."""
 
-    def __init__(self, problem: Problem, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, problem: Problem, device: torch.device, seed: int, effort: Effort | None = None
+    ) -> None:
         self.op: Op = load(problem.op)
-        super().__init__(device)
+        super().__init__(device, effort)
         self.problem, self.seed = problem, seed
         self.target = device_target(device)
         self._cases: dict[str, Case] = {}

@@ -13,7 +13,7 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
 from gristmill.measure.isolation import REASON_CHARS, Lines, connect
-from gristmill.tuning.timed import ContextLost, Samples
+from gristmill.tuning.timed import ContextLost, Effort, Samples
 from gristmill.tuning.trial import Trials, candidate_from_json
 
 RELEASE_AFTER_S = 5.0
@@ -39,7 +39,8 @@ class Session:
 
     def make(self, request: Mapping[str, Any], device: torch.device) -> Attempts:
         """The trials that a request is about."""
-        return Trials(Problem.from_json(request["problem"]), device, request["seed"])
+        effort = Effort.from_json(request["effort"]) if request.get("effort") else None
+        return Trials(Problem.from_json(request["problem"]), device, request["seed"], effort)
 
     def candidate(self, trials: Attempts, data: Mapping[str, Any]) -> Candidate:
         """A candidate as it crossed."""
@@ -48,7 +49,7 @@ class Session:
 
     def trials(self, request: Mapping[str, Any]) -> Attempts:
         """The trials at hand where the request is about the same problem, else new ones."""
-        key = (request["problem"], request["device"], request["seed"])
+        key = (request["problem"], request["device"], request["seed"], request.get("effort"))
         if self._trials is None or key != self._key:
             self.release()  # the old problem's tensors first
             device = torch.device(request["device"])

@@ -3,8 +3,9 @@
 A program walks tiles of `BLOCK_M` rows: `x` and `grad_out` are read once, `grad_x` is written once,
 and the program's share of `grad_weight` stays in float32 registers until its last row. A second
 launch adds the shares up, in a fixed order and without atomics; it is set up while the first one
-ends (`OVERLAP`). `STAGES - 2` tiles are on their way to shared memory while one is computed. Made
-for rows that fit into registers; not measured yet.
+ends (`OVERLAP`). `STAGES - 2` tiles are on their way to shared memory while one is computed. A row
+whose width is no power of two, or that starts off 16 bytes, can be held in two blocks of columns
+(`TAIL`, `EDGES`: `device/row_blocks.py`). Made for rows that fit into registers; not measured yet.
 """
 
 from __future__ import annotations
@@ -25,6 +26,19 @@ from gristmill.core.registry import register
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import Target
 from gristmill.kernels.device.partial_sums import can_overlap, overlaps, sum_block, sum_partials
+from gristmill.kernels.device.row_blocks import (
+    edge_columns,
+    edge_period,
+    have_edges,
+    held_columns,
+    in_two_blocks,
+    main_block,
+    max_registers,
+    next_access,
+    on_16_bytes,
+    one_block,
+    with_tail,
+)
 from gristmill.kernels.device.row_tiles import (
     OVERLAPPING,
     RESIDENT,
@@ -43,7 +57,42 @@ from gristmill.specs.rms_norm import rows
 from gristmill.specs.rms_norm_backward import OP, has_weight_grad
 
 MAX_BYTES = 32_768  # of a row in registers: a processor has 256 KiB, and grad_weight is in float32
+MIN_BLOCKS = 1024  # values: narrower rows go several to a program, which second blocks make dear
 CONSTEXPRS = ("STAGES", "BLOCK_M", "BLOCK_N", "ONE_SUM", "STREAM")
+
+
+@triton.jit
+def _weighted(g, w_ptr, w, cols, mask, EVICT: tl.constexpr):
+    """`g` times the weight, if there is one: `w`, or loaded where that is `None`."""
+    if w_ptr is None:
+        return g
+    elif w is None:
+        again = tl.load(w_ptr + cols, mask=mask, other=0.0, eviction_policy=EVICT)
+        return g * again[None, :].to(tl.float32)
+    else:
+        return g * w[None, :].to(tl.float32)
+
+
+@triton.jit
+def _sum_block(x_held, g_held, w_ptr, w, cols, mask, ONE_SUM: tl.constexpr):
+    """Of every row of a block: the sums of the squares, and of the products."""
+    x = x_held.to(tl.float32)
+    products = _weighted(g_held.to(tl.float32), w_ptr, w, cols, mask, "evict_last") * x
+    if ONE_SUM:  # one exchange between the warps in place of two
+        squares, products = tl.split(tl.sum(tl.join(x * x, products), axis=1))
+    else:
+        squares, products = tl.sum(x * x, axis=1), tl.sum(products, axis=1)
+    return squares, products
+
+
+@triton.jit
+def _grad_block(x_held, g_held, w_ptr, w, cols, mask, rstd, mean, zero):
+    """Of a block: `grad_x`, and every row's terms of `grad_weight`."""
+    g = widened_again(g_held, zero)
+    normed = widened_again(x_held, zero) * rstd[:, None]
+    # Another hint than for the sums: the compiler would make one load of two that are alike.
+    scaled = _weighted(g, w_ptr, w, cols, mask, "")
+    return rstd[:, None] * (scaled - normed * mean[:, None]), g * normed
 
 
 @triton.jit(do_not_specialize=["n_rows", "size_0", "size_1"])
@@ -51,17 +100,39 @@ def _rms_norm_bwd_kernel(
     x_ptr, g_ptr, size_0, size_1, stride_x0, stride_x1, stride_x2, stride_g0, stride_g1, stride_g2,
     w_ptr, dx_ptr, partial_ptr, n_rows, N, eps,
     LEADING: tl.constexpr, PRELOAD: tl.constexpr, STAGES: tl.constexpr, ONE_SUM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STREAM: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EDGES: tl.constexpr, STREAM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    """Columns are held in a block, and a second one of the rest: a tail, or both edges.
+
+    Size: 25 parameters, of which ten walk the rows of two tensors.
+    """
     eps = tl.cast(eps, tl.float32)
-    cols = tl.arange(0, BLOCK_N)
-    col_mask = cols < N
-    w = None
-    if PRELOAD:
-        w = tl.load(w_ptr + cols, mask=col_mask, other=0.0, eviction_policy="evict_last")
-    if partial_ptr is not None:
-        dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    MAIN: tl.constexpr = main_block(BLOCK_N)
+    REST: tl.constexpr = BLOCK_N - MAIN
+    ACCESS: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth if EDGES else 1
     first = tl.program_id(0).to(tl.int64)  # int64: row * N passes 2**31
+    # The first block starts `head` values into each of the program's rows.
+    head = 0
+    cols = tl.arange(0, MAIN)
+    middle = N
+    if EDGES:
+        head = next_access(first * BLOCK_M * N, ACCESS) - first * BLOCK_M * N
+        middle = (N - head) // ACCESS * ACCESS
+        rest, rest_mask = edge_columns(head, middle, N, ACCESS)
+    elif REST:
+        middle = MAIN
+        rest = MAIN + tl.arange(0, REST)
+        rest_mask = rest < N
+    col_mask = cols < middle
+    w, w_rest = None, None
+    if PRELOAD:
+        w = tl.load(w_ptr + head + cols, mask=col_mask, other=0.0, eviction_policy="evict_last")
+        if REST:
+            w_rest = tl.load(w_ptr + rest, mask=rest_mask, other=0.0, eviction_policy="evict_last")
+    dw = tl.zeros((BLOCK_M, MAIN), tl.float32)
+    if REST:
+        dw_rest = tl.zeros((BLOCK_M, REST), tl.float32)
     n_tiles = tl.cdiv(tl.cast(n_rows, tl.int64), BLOCK_M)  # `cdiv` adds before it divides
     for tile in tl.range(first, n_tiles, tl.num_programs(0), num_stages=STAGES):
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -69,61 +140,80 @@ def _rms_norm_bwd_kernel(
         mask = row_mask[:, None] & col_mask[None, :]
         at_x = row_offset(row, size_0, size_1, stride_x0, stride_x1, stride_x2, LEADING)
         at_g = row_offset(row, size_0, size_1, stride_g0, stride_g1, stride_g2, LEADING)
-        x_held = tl.load(x_ptr + at_x[:, None] + cols[None, :], mask=mask, other=0.0)
-        g_held = tl.load(g_ptr + at_g[:, None] + cols[None, :], mask=mask, other=0.0)
-        x, g = x_held.to(tl.float32), g_held.to(tl.float32)
-        products = g * x
-        if w_ptr is not None:
-            w1 = w
-            if not PRELOAD:
-                w1 = tl.load(w_ptr + cols, mask=col_mask, other=0.0, eviction_policy="evict_last")
-            products = g * w1[None, :].to(tl.float32) * x
-        if ONE_SUM:  # one exchange between the warps in place of two
-            squares, products = tl.split(tl.sum(tl.join(x * x, products), axis=1))
-        else:
-            squares, products = tl.sum(x * x, axis=1), tl.sum(products, axis=1)
+        from_x, from_g = next_access(at_x, ACCESS), next_access(at_g, ACCESS)
+        x = tl.load(x_ptr + from_x[:, None] + cols[None, :], mask=mask, other=0.0)
+        g = tl.load(g_ptr + from_g[:, None] + cols[None, :], mask=mask, other=0.0)
+        if REST:
+            mask_rest = row_mask[:, None] & rest_mask[None, :]
+            x_rest = tl.load(x_ptr + at_x[:, None] + rest[None, :], mask=mask_rest, other=0.0)
+            g_rest = tl.load(g_ptr + at_g[:, None] + rest[None, :], mask=mask_rest, other=0.0)
+        squares, products = _sum_block(x, g, w_ptr, w, cols, col_mask, ONE_SUM)
+        if REST:
+            more = _sum_block(x_rest, g_rest, w_ptr, w_rest, rest, rest_mask, ONE_SUM)
+            squares, products = squares + more[0], products + more[1]
         # A row past the end adds nothing to dw, also where eps = 0 makes its rstd infinite.
         rstd = tl.where(row_mask, tl.rsqrt(squares / N + eps), 0.0)
         mean = rstd * (products / N)
-        g = widened_again(g_held, n_rows >> 31)
-        normed = widened_again(x_held, n_rows >> 31) * rstd[:, None]
-        scaled = g
-        if w_ptr is not None:
-            w2 = w
-            if not PRELOAD:
-                w2 = tl.load(w_ptr + cols, mask=col_mask, other=0.0)
-            scaled = g * w2[None, :].to(tl.float32)
-        dx = rstd[:, None] * (scaled - normed * mean[:, None])
-        out = dx_ptr + (row * N)[:, None] + cols[None, :]
+        zero = n_rows >> 31
+        dx, terms = _grad_block(x, g, w_ptr, w, cols, col_mask, rstd, mean, zero)
+        out = dx_ptr + next_access(row * N, ACCESS)[:, None] + cols[None, :]
         tl.store(out, dx.to(dx_ptr.dtype.element_ty), mask=mask, cache_modifier=STREAM)
-        if partial_ptr is not None:
-            dw += g * normed
+        dw += terms
+        if REST:
+            dx, terms = _grad_block(
+                x_rest, g_rest, w_ptr, w_rest, rest, rest_mask, rstd, mean, zero
+            )
+            out = dx_ptr + (row * N)[:, None] + rest[None, :]
+            tl.store(out, dx.to(dx_ptr.dtype.element_ty), mask=mask_rest, cache_modifier=STREAM)
+            dw_rest += terms
     if partial_ptr is not None:
         if OVERLAP:
             gdc_launch_dependents()
-        partial = partial_ptr + first * N + cols
-        tl.store(partial, tl.sum(dw, axis=0), mask=col_mask)
+        partial = partial_ptr + first * N
+        tl.store(partial + head + cols, tl.sum(dw, axis=0), mask=col_mask)
+        if REST:
+            tl.store(partial + rest, tl.sum(dw_rest, axis=0), mask=rest_mask)
 
 
 def _width(problem: Problem) -> int:
-    return max(16, triton.next_power_of_2(problem["x"].shape[-1]))
+    return one_block(problem["x"].shape[-1])
+
+
+def _held(problem: Problem) -> int:
+    return with_tail(problem["x"].shape[-1])
+
+
+def _edges(problem: Problem) -> bool:
+    return have_edges(problem["x"], problem["grad_out"])
+
+
+def _block_n(config: Mapping[str, Any], problem: Problem, target: Target) -> int:
+    del target
+    return held_columns(config, problem["x"])
+
+
+def _step(config: Mapping[str, Any], problem: Problem, target: Target) -> int:
+    """What the number of programs is a multiple of: all rows of a program have the same edges."""
+    del target
+    return edge_period(problem["x"]) if config.get("EDGES", False) else 1
 
 
 def _threads(config: Mapping[str, Any], target: Target) -> int:
     return config["num_warps"] * target.warp_size
 
 
-def _max_values(threads: int, itemsize: int) -> int:
+def _max_values(registers: int, itemsize: int) -> int:
     """How many values of a tile a thread can hold without spilling: each takes a register of
     grad_weight and three of its own, or three halves (seen on sm_90)."""
-    registers = min(255, 65_536 // threads) - 24
-    return min(32, int(registers / (2.5 if itemsize == 2 else 4)))
+    return min(32, int((registers - 24) / (2.5 if itemsize == 2 else 4)))
 
 
 def _programs(n_rows: int, config: Mapping[str, Any]) -> int:
     """As few as need no more rounds: each has a share of grad_weight to write and to add up."""
-    tiles = triton.cdiv(n_rows, config["BLOCK_M"])
-    return triton.cdiv(tiles, max(1, triton.cdiv(tiles, config["NUM_PROGRAMS"])))
+    tiles, step = triton.cdiv(n_rows, config["BLOCK_M"]), config["STEP"]
+    most = max(step, config["NUM_PROGRAMS"] // step * step)
+    programs = triton.cdiv(tiles, max(1, triton.cdiv(tiles, most)))
+    return triton.cdiv(programs, step) * step
 
 
 SPACE = Space(
@@ -131,18 +221,27 @@ SPACE = Space(
     pow2("num_warps", 1, 32),
     choice("PROGRAMS_PER_SM", 1, 2, 3, 4, 6, 8, 16),
     choice("STAGES", 1, 2, 3, 4),
-    when(lambda c, p, t: p["weight"] is not None, flag("PRELOAD")),
+    when(lambda c, p, t: _edges(p), flag("EDGES")),
+    when(lambda c, p, t: _held(p) < _width(p) and not _edges(p), flag("TAIL")),
+    when(lambda c, p, t: p["weight"] is not None and not c.get("EDGES", False), flag("PRELOAD")),
+    when(lambda c, p, t: t.vendor == "cuda" and in_two_blocks(c), flag("FIT")),
     flag("ONE_SUM"),
     choice("STREAM", "", ".cs"),
     when(lambda c, p, t: can_overlap(t) and has_weight_grad(p), flag("OVERLAP")),
-    derive("BLOCK_N", lambda c, p, t: _width(p)),
+    derive("BLOCK_N", _block_n),
+    derive("STEP", _step),
     VALUES,
+    derive("MAX_REGISTERS", max_registers),
     derive("NUM_PROGRAMS", lambda c, p, t: c["PROGRAMS_PER_SM"] * t.num_sms),
     derive("SUM_BLOCK", lambda c, p, t: sum_block(p["x"].shape[-1], t)),
     require("a program has more than 1,024 threads", lambda c, p, t: _threads(c, t) <= 1024),
     require(
         "a thread holds more values of the tile than there are registers for",
-        lambda c, p, t: c["VALUES"] <= _max_values(_threads(c, t), p["x"].itemsize),
+        lambda c, p, t: c["VALUES"] <= _max_values(c["MAX_REGISTERS"], p["x"].itemsize),
+    ),
+    require(
+        "rows side by side have other edges",
+        lambda c, p, t: c["BLOCK_M"] == 1 or c["STEP"] == 1,
     ),
     OVERLAPPING,
     WHOLE_ACCESSES,
@@ -166,28 +265,39 @@ def _bytes_in_flight(config: Mapping[str, Any], problem: Problem) -> int:
     return (config["STAGES"] - 1) * tile * problem["x"].itemsize * config["PROGRAMS_PER_SM"]
 
 
-def _on_16_bytes(problem: Problem) -> bool:
-    """Whether Triton knows that every row starts on 16 bytes: it asks for multiples of 16."""
-    specs = problem["x"], problem["grad_out"]
-    steps = [stride for _, *strides in collapse_rows(*specs) for stride in strides]
-    steps.append(problem["x"].shape[-1])
-    return all(spec.aligned for spec in specs) and all(step % 16 == 0 for step in steps)
+def _blocks(problem: Problem, target: Target) -> dict[str, Value]:
+    """How the prior holds a row: edges where a row's middle is worth them, a tail where it saves
+    registers."""
+    x = problem["x"]
+    if _edges(problem):
+        worth = edge_period(x) == 1 or x.shape[-1] >= MIN_BLOCKS
+        blocks: dict[str, Value] = {"EDGES": worth}
+    else:
+        saves = _held(problem) < _width(problem)
+        blocks = {"TAIL": x.shape[-1] >= MIN_BLOCKS} if saves else {}
+    return {**blocks, "FIT": True} if target.vendor == "cuda" and in_two_blocks(blocks) else blocks
 
 
 def _prior(problem: Problem, target: Target) -> dict[str, Value]:
-    """Tiles of 2,048 values or a row, 16 values a thread; as many programs as there are registers
-    for, with the next tile on its way while one is computed, and one more where a processor has one
-    program. Rows off 16 bytes have addresses that leave no registers for that."""
-    width, itemsize, n_rows = _width(problem), problem["x"].itemsize, max(1, rows(problem))
-    block_m = min(64, max(1, 2048 // width))
-    while block_m > 1 and block_m >= 2 * n_rows:
+    """Tiles of 2,048 values or a row, 16 values a thread, or half of it where there is a tail; as
+    many programs as there are registers for, with the next tile on its way while one is computed,
+    and one more where a processor has one program. Rows off 16 bytes and without edges have
+    addresses that leave no registers for that."""
+    itemsize, n_rows = problem["x"].itemsize, max(1, rows(problem))
+    blocks = _blocks(problem, target)
+    edges, tail = blocks.get("EDGES", False), blocks.get("TAIL", False)
+    held = _block_n(blocks, problem, target)
+    block_m = min(64, max(1, 2048 // (main_block(held) if edges else _width(problem))))
+    most_m = 1 if _step(blocks, problem, target) > 1 else 2 * n_rows - 1
+    while block_m > most_m:
         block_m //= 2
-    aligned = _on_16_bytes(problem)
+    aligned = edges or on_16_bytes(problem["x"], problem["grad_out"])
     pipelined = target.vendor == "cuda" and aligned
     most = 1024 if pipelined else 512  # threads
-    warps = max(1, min(block_m * width // 16, most) // target.warp_size)
-    tile = block_m * width * itemsize
-    registers = 168 if not aligned else 80 if itemsize == 2 else 112  # a thread's, on sm_90
+    threads = min(main_block(block_m * held * (2 if tail else 1) // 16), most)
+    warps = max(1, threads // target.warp_size)
+    tile = block_m * held * itemsize
+    registers = _usual_registers(itemsize, aligned, blocks)
     per_sm = max(1, 65_536 // (warps * target.warp_size * registers))
     if pipelined:
         per_sm = min(per_sm, max(1, target.shared_memory_bytes // (4 * tile + 2048)))
@@ -198,11 +308,23 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
         "num_warps": warps,
         "PROGRAMS_PER_SM": max(n for n in (1, 2, 3, 4, 6, 8) if n <= per_sm),
         "STAGES": stages,
-        "PRELOAD": pipelined,
+        **blocks,
+        **({} if edges else {"PRELOAD": pipelined}),
         "ONE_SUM": aligned,
         "STREAM": "",
         **({"OVERLAP": True} if can_overlap(target) and has_weight_grad(problem) else {}),
     }
+
+
+def _usual_registers(itemsize: int, aligned: bool, blocks: Mapping[str, Any]) -> int:
+    """A thread's, with 16 values (8 to 12 and a tail), as the compiler has them on sm_90."""
+    if not aligned:
+        return 168
+    if blocks.get("EDGES", False):
+        return 128
+    if blocks.get("TAIL", False):
+        return 64 if itemsize == 2 else 80
+    return 80 if itemsize == 2 else 112
 
 
 def supports(problem: Problem, target: Target) -> str | None:
@@ -247,10 +369,14 @@ def _launch(
                 constexprs={
                     "LEADING": len(collapse_rows(*specs)),
                     "PRELOAD": weight is not None and config.get("PRELOAD", True),
+                    "EDGES": config.get("EDGES", False),
                     "OVERLAP": overlap,
                     **{k: config[k] for k in CONSTEXPRS},
                 },
-                options={"num_warps": config["num_warps"]},
+                options={
+                    "num_warps": config["num_warps"],
+                    **({"maxnreg": config["MAX_REGISTERS"]} if config.get("FIT") else {}),
+                },
             )
         )
     if partials is not None:
