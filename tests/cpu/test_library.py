@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
@@ -343,3 +345,24 @@ torch.testing.assert_close(torch.export.load(sys.argv[1]).module()(x), want)
     command = [sys.executable, "-c", code, tmp_path / "model.pt2", tmp_path / "values.pt"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_graphs_below_autograd_call_the_op_without_its_autograd_kernel(grad):
+    seen = []
+
+    def collect(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=collect)
+    compiled = torch.compile(gm.rms_norm, backend=backend, fullgraph=True)
+    x, weight = torch.randn(3, 8, requires_grad=grad), torch.randn(8)
+    out = compiled(x, weight)
+    torch.testing.assert_close(out, gm.rms_norm(x, weight))
+    if grad:
+        out.sum().backward()
+    ours = {name for name in seen if name.startswith("gristmill")}
+    assert "gristmill._rms_norm.default" in ours
+    assert grad == ("gristmill._rms_norm_backward.default" in ours)
+    assert all(name.startswith("gristmill._") for name in ours)

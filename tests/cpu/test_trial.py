@@ -13,16 +13,20 @@ from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation, load
 from gristmill.errors import GristmillError
 from gristmill.tuning import trial
+from gristmill.tuning.timed import Effort
 from gristmill.tuning.trial import Trials
 
 CPU = torch.device("cpu")
 BOTH = [Candidate("aten"), Candidate("aten")]
 
 
+def problem():
+    return load("rms_norm").sized({"rows": 4, "N": 32}, "float32")
+
+
 @pytest.fixture
 def trials():
-    op = load("rms_norm")
-    return Trials(op.sized({"rows": 4, "N": 32}, "float32"), CPU, 0)
+    return Trials(problem(), CPU, 0)
 
 
 def with_op(trials, **fields):
@@ -38,6 +42,16 @@ def test_verify_checks_every_variant_and_times_nothing(trials, monkeypatch):
     outcomes = trials.verify(BOTH)
     assert checked == list(trials.op.variants)
     assert all(o.ok and o.device_us is None and 0 <= o.error <= 1 for o in outcomes)
+
+
+def test_an_effort_without_host_and_graph_times_neither(monkeypatch):
+    one = Trials(problem(), CPU, 0, Effort(host=False, graph=False))
+    monkeypatch.setattr(one.timer, "host_us", lambda *a: pytest.fail("timed the host"))
+    monkeypatch.setattr(one.timer, "graph_us", lambda *a: pytest.fail("timed a graph"))
+    outcomes, samples = one.race(BOTH)
+    assert all(o.ok and o.device_us and o.host_us is None and o.graph_us is None for o in outcomes)
+    assert all(len(sample["device"]) == outcomes[0].repeats for sample in samples)
+    assert one.measure(BOTH[0], None).host_us is None
 
 
 def test_one_adversarial_variant_is_alive_at_a_time(trials, monkeypatch):

@@ -3,23 +3,26 @@ on."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from triton.runtime.cache import triton_key
 
 import gristmill as gm
 from gristmill import settings
 from gristmill.core.plan import Candidate
-from gristmill.core.registry import implementations, load
+from gristmill.core.registry import implementation, implementations, load
 from gristmill.core.target import named_target
 from gristmill.errors import TuningError
-from gristmill.measure.isolation import Child, ChildDied
+from gristmill.measure.isolation import Child, ChildDied, Lines
 from gristmill.measure.lease import device_lease
-from gristmill.tuning.compiler import CompilePool
+from gristmill.tuning.compiler import CompilePool, Server, compile_candidate
 from gristmill.tuning.measurer import Measurer
 
 
@@ -107,6 +110,24 @@ def test_a_worker_that_cannot_start_says_why():
     child = Child("gristmill.no_such_module")
     with pytest.raises(ChildDied, match="No module named"):
         child.start()
+
+
+def test_a_compile_server_hashes_triton_once_for_its_forks(problem):
+    triton_key.cache_clear()
+    target = named_target("sm_90")
+    request = {
+        "problem": problem.to_json(),
+        "target": asdict(target),
+        "candidate": {"implementation": "triton_none"},
+    }
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Server(Lines(theirs)).warm(request)
+    assert triton_key.cache_info().misses == 1
+    config = implementation("twice", "triton_none").config(None, problem, target)
+    assert compile_candidate(problem, target, Candidate("triton_none", config)).ok
+    assert triton_key.cache_info().misses == 1
+    assert triton_key.cache_info().hits >= 1
 
 
 def test_the_compile_pool_reports_compiler_errors_and_timeouts(problem):

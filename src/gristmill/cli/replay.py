@@ -34,6 +34,7 @@ from gristmill.tuning.strategies import STRATEGIES, check_strategy
 
 app = typer.Typer(add_completion=False)
 
+SHOWN = ("random", "evolutionary", "bayesian", "portfolio")
 Files = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[FILE]...", help="Recorded spaces.", show_default="benchmarks/spaces"),
@@ -43,7 +44,7 @@ Names = Annotated[
     typer.Option(
         "--strategy",
         help=f"Of {', '.join(STRATEGIES)}; may be repeated.",
-        show_default="all but exhaustive",
+        show_default=", ".join(SHOWN),
     ),
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Searches of each strategy.")]
@@ -73,7 +74,7 @@ def command(
             f"no FILE is given and {SPACES} has none; `gristmill replay` needs a recorded space. "
             "Make one with `gristmill tune OP -w NAME --record FILE`."
         )
-    names = list(dict.fromkeys(strategy or [n for n in STRATEGIES if n != "exhaustive"]))
+    names = list(dict.fromkeys(strategy or SHOWN))
     for name in names:
         check_strategy(name)
     results = []

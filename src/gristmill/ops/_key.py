@@ -58,6 +58,11 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0 or in_transform(JVP)
 
 
+def in_trace() -> bool:
+    """Whether torch records the operations below autograd into a graph (AOTAutograd, `make_fx`)."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 def in_transform(kind: Any) -> bool:
     """Whether one of `torch.func`'s transforms around us is of this kind."""
     stack = torch._C._functorch.get_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]

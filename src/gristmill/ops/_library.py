@@ -4,6 +4,10 @@ values.
 All of it follows from the op's declaration: the schema; a meta kernel that makes its outputs (fake
 tensors use it too); the kernel of CPU and CUDA, which is the plan's bound launch; autograd by its
 gradients, or through its reference; autocast; vmap.
+
+Beside each op lies `_<op>`, the same with nothing above its values. Graphs that AOTAutograd traces,
+where gradients are dealt with, call that one: the autograd kernel is half of the host time of a
+call through the dispatcher (docs/performance/dispatch.md).
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import RegistrationError, did_you_mean
 from gristmill.ops._generate import refuse_schema
-from gristmill.ops._key import VMAP, in_forward_mode, in_transform
+from gristmill.ops._key import VMAP, in_forward_mode, in_trace, in_transform
 
 NAMESPACE = "gristmill"
 DEVICES = ("CPU", "CUDA")  # torch's dispatch keys; ROCm's devices are CUDA's
@@ -35,19 +39,33 @@ def register_op(op: Op, run: Callable[..., Any], call: Callable[[str], Callable[
     """
     refuse_schema(op)
     _refuse_unknown_names(op)
-    _library.define(op.schema, tags=_TAGS)
-    overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    overload, values = _defined(op, op.name, run), _defined(op, f"_{op.name}", run)
+    _library.impl(f"_{op.name}", torch.library.fallthrough_kernel, "Autograd")
     for device in DEVICES:
-        _library.impl(op.name, run, device)
         kernel = _autocast_kernel(op, overload, device)
         _library.impl(op.name, kernel, f"Autocast{device}")
-    # What fake tensors run too. `register_fake` would look for our source file for 10 ms.
-    _library.impl(op.name, _meta_kernel(op), "Meta")
     _library.impl(op.name, op.reference, "FuncTorchBatched")  # whose operations torch can batch
-    differentiate = _formula(op, overload, call).apply if op.gradients else None
-    kernel = _autograd_kernel(op, overload, differentiate)
+
+    def below(keys: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            if in_trace():
+                return values(*args)
+            return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    differentiate = _formula(op, below, call).apply if op.gradients else None
+    kernel = _autograd_kernel(op, below, differentiate)
     _library.impl(op.name, kernel, "Autograd", with_keyset=True)
     return overload
+
+
+def _defined(op: Op, name: str, run: Callable[..., Any]) -> Any:
+    """The op's schema under a name, with what makes its values and, of meta tensors, its specs."""
+    _library.define(f"{name}{op.schema[len(op.name) :]}", tags=_TAGS)
+    for device in DEVICES:
+        _library.impl(name, run, device)
+    # What fake tensors run too. `register_fake` would look for our source file for 10 ms.
+    _library.impl(name, _meta_kernel(op), "Meta")
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def _refuse_unknown_names(op: Op) -> None:
@@ -115,7 +133,7 @@ def _completion(op: Op) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
 
 
 def _autograd_kernel(
-    op: Op, overload: Any, differentiate: Callable[..., Any] | None
+    op: Op, below: Callable[..., Any], differentiate: Callable[..., Any] | None
 ) -> Callable[..., Any]:
     """The op with the gradients that it declares. The reference, which torch differentiates, where
     there are none, for an argument that none of them is of, in forward mode, and inside
@@ -135,8 +153,7 @@ def _autograd_kernel(
         if in_forward_mode():
             return reference(args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
-            with torch._C._AutoDispatchBelowAutograd():
-                return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
+            return below(keys, *args)
         if (
             differentiate is None
             or torch._C._are_functorch_transforms_active()
@@ -149,7 +166,7 @@ def _autograd_kernel(
 
 
 def _formula(
-    op: Op, overload: Any, call: Callable[[str], Callable[..., Any]]
+    op: Op, below: Callable[..., Any], call: Callable[[str], Callable[..., Any]]
 ) -> type[torch.autograd.Function]:
     """An op joined to the ops that compute its gradients."""
     complete = _completion(op)
@@ -157,8 +174,7 @@ def _formula(
     class Formula(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keys: Any, *args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                result = overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
+            result = below(keys, *args)
             names = (*op.names, *op.output_names)
             known = dict(zip(names, (*complete(args), *as_tuple(result)), strict=True))
             ctx.needs = [n for n, f in zip(op.names, ctx.needs_input_grad[1:], strict=False) if f]

@@ -1,4 +1,4 @@
-"""Search: strategies, trials in isolation, the race and the choice.
+"""Search: strategies, trials in isolation, the race and the choice; spaces recorded and replayed.
 
 The face is lazy: a process that only uses plans does not import the tuner.
 """
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
     from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
+    from gristmill.tuning.recorded import load_recording
+    from gristmill.tuning.recorder import Recorder
+    from gristmill.tuning.replay import Replay
     from gristmill.tuning.runner import TuningRun
     from gristmill.tuning.strategies import check_strategy
 
@@ -20,6 +23,9 @@ _HOMES = {
     "TuningInterrupted": "budget",
     "TuningResult": "budget",
     "TuningRun": "runner",
+    "Recorder": "recorder",
+    "Replay": "replay",
+    "load_recording": "recorded",
     "check_strategy": "strategies",
     "observer": "progress",
     "refusal": "occasion",
@@ -27,10 +33,13 @@ _HOMES = {
 
 __all__ = [
     "Budget",
+    "Recorder",
+    "Replay",
     "TuningInterrupted",
     "TuningResult",
     "TuningRun",
     "check_strategy",
+    "load_recording",
     "observer",
     "refusal",
 ]

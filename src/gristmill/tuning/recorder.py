@@ -195,7 +195,7 @@ class Recorder:
         new = self.recording
         facts: dict[str, Callable[[Recording], Any]] = {
             "problem": lambda r: r.problem,
-            "device": lambda r: r.target,
+            "device": lambda r: r.target.key,
             "seed": lambda r: r.seed,
             "sources": lambda r: [(s.name, s.source_hash, s.valid) for s in r.sources],
             "versions": lambda r: r.stamp.get("versions"),

@@ -7,7 +7,7 @@ side of it, its *edges*; the middle is the first block, both edges together the 
 and written is the row and nothing beside it.
 
 A kernel gets how many columns it holds, `BLOCK_N`, and takes it apart: the largest power of two in
-it, and the rest, which may be none.
+it, and the rest, which may be none; fewer than `MIN_TAIL` are edges.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gristmill.kernels.device.rows import collapse_rows
 ACCESS_BYTES = 16
 REGISTERS = 65_536  # of a processor
 MIN_BLOCK = 16
+MIN_TAIL = 32  # columns, so that fewer are edges
 MIN_MIDDLE = 64  # values: narrower rows have a middle that is not worth its edges
 
 
@@ -38,7 +39,7 @@ def with_tail(width: int) -> int:
     are no fewer."""
     block = one_block(width)
     main = block // 2
-    return min(block, main + one_block(max(1, width - main)))
+    return min(block, main + max(MIN_TAIL, one_block(max(1, width - main))))
 
 
 def held_columns(config: Mapping[str, Any], spec: TensorSpec) -> int:
@@ -97,6 +98,14 @@ def on_16_bytes(spec: TensorSpec, *others: TensorSpec) -> bool:
 def main_block(BLOCK_N: int) -> int:
     """The first block's columns, of all that are held."""
     return 1 << (BLOCK_N.bit_length() - 1)
+
+
+@triton.constexpr_function
+def access_values(BLOCK_N: int) -> int:
+    """How many values an access of a row with edges has, of all columns that are held; 1 where rows
+    have none."""
+    rest = BLOCK_N - (1 << (BLOCK_N.bit_length() - 1))
+    return rest // 2 if 0 < rest < MIN_TAIL else 1
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from gristmill.core.space import Space, choice, derive, flag, pow2, require, whe
 from gristmill.core.target import Target
 from gristmill.kernels.device.partial_sums import can_overlap, overlaps, sum_block, sum_partials
 from gristmill.kernels.device.row_blocks import (
+    access_values,
     edge_columns,
     edge_period,
     have_edges,
@@ -100,23 +101,19 @@ def _rms_norm_bwd_kernel(
     x_ptr, g_ptr, size_0, size_1, stride_x0, stride_x1, stride_x2, stride_g0, stride_g1, stride_g2,
     w_ptr, dx_ptr, partial_ptr, n_rows, N, eps,
     LEADING: tl.constexpr, PRELOAD: tl.constexpr, STAGES: tl.constexpr, ONE_SUM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EDGES: tl.constexpr, STREAM: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STREAM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Columns are held in a block, and a second one of the rest: a tail, or both edges.
-
-    Size: 25 parameters, of which ten walk the rows of two tensors.
-    """
+    """Columns are held in a block, and a second one of the rest: a tail, or both edges."""
     eps = tl.cast(eps, tl.float32)
     MAIN: tl.constexpr = main_block(BLOCK_N)
     REST: tl.constexpr = BLOCK_N - MAIN
-    ACCESS: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth if EDGES else 1
+    ACCESS: tl.constexpr = access_values(BLOCK_N)
     first = tl.program_id(0).to(tl.int64)  # int64: row * N passes 2**31
     # The first block starts `head` values into each of the program's rows.
     head = 0
     cols = tl.arange(0, MAIN)
     middle = N
-    if EDGES:
+    if ACCESS > 1:
         head = next_access(first * BLOCK_M * N, ACCESS) - first * BLOCK_M * N
         middle = (N - head) // ACCESS * ACCESS
         rest, rest_mask = edge_columns(head, middle, N, ACCESS)
@@ -297,7 +294,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     threads = min(main_block(block_m * held * (2 if tail else 1) // 16), most)
     warps = max(1, threads // target.warp_size)
     tile = block_m * held * itemsize
-    registers = _usual_registers(itemsize, aligned, blocks)
+    registers = _usual_registers(itemsize, aligned, blocks, block_m)
     per_sm = max(1, 65_536 // (warps * target.warp_size * registers))
     if pipelined:
         per_sm = min(per_sm, max(1, target.shared_memory_bytes // (4 * tile + 2048)))
@@ -316,12 +313,12 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     }
 
 
-def _usual_registers(itemsize: int, aligned: bool, blocks: Mapping[str, Any]) -> int:
+def _usual_registers(itemsize: int, aligned: bool, blocks: Mapping[str, Any], block_m: int) -> int:
     """A thread's, with 16 values (8 to 12 and a tail), as the compiler has them on sm_90."""
     if not aligned:
         return 168
     if blocks.get("EDGES", False):
-        return 128
+        return 128 if itemsize == 2 or block_m == 1 else 168
     if blocks.get("TAIL", False):
         return 64 if itemsize == 2 else 80
     return 80 if itemsize == 2 else 112
@@ -369,7 +366,6 @@ def _launch(
                 constexprs={
                     "LEADING": len(collapse_rows(*specs)),
                     "PRELOAD": weight is not None and config.get("PRELOAD", True),
-                    "EDGES": config.get("EDGES", False),
                     "OVERLAP": overlap,
                     **{k: config[k] for k in CONSTEXPRS},
                 },
