@@ -8,17 +8,18 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gristmill.errors import InvalidInputError
+from gristmill.record import record
 
 TunePolicy = Literal["never", "now"]
 PREFIX = "GRISTMILL_"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """What a user can set, and the environment variable that sets it.
 

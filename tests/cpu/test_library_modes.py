@@ -15,7 +15,7 @@ from gristmill.core.op import Op
 from gristmill.core.problem import contiguous_strides
 from gristmill.core.registry import load
 from gristmill.ops._dispatch import dispatcher, registered
-from gristmill.ops._generate import pack_function
+from gristmill.ops._generate import refuse_schema
 
 pytestmark = pytest.mark.usefixtures("fresh_store")
 REFERENCE = load("rms_norm").reference
@@ -165,7 +165,7 @@ def made(schema, **fields):
 )
 def test_schemas_that_no_call_can_be_generated_from_are_refused(schema, message):
     with pytest.raises(gm.RegistrationError, match=message):
-        pack_function(made(schema))
+        refuse_schema(made(schema))
 
 
 def test_a_gradient_from_what_the_op_does_not_have_is_refused_when_it_is_registered():

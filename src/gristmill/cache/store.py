@@ -22,7 +22,6 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +33,7 @@ from gristmill.cache.summary import StoreSummary
 from gristmill.core.plan import Measurement, Objective, Plan
 from gristmill.core.provenance import provenance
 from gristmill.errors import CacheError
+from gristmill.record import record
 
 __all__ = ["CacheWarning", "PlanStore", "StoreSummary", "store"]
 
@@ -44,7 +44,7 @@ PlanKey = tuple[str, str, str, str]  # op, bucket, target, objective
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class _UnsavedPlan:
     plan: Plan
     family: str

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gristmill.cache.faults import State
+from gristmill.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoreSummary:
     """What a store holds, and how it is.
 

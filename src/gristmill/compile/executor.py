@@ -7,7 +7,6 @@ import contextlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from gristmill.compile.hot import bind_launch
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.core.target import Target
 from gristmill.errors import CompileError
+from gristmill.record import record
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False, slots=False)
 class Binary:
     """A kernel compiled for a target, and what the compiler says of it."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
@@ -22,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.errors import CompileError
+from gristmill.record import record
 
 MAX_DESCRIPTORS = 64  # addresses remembered an argument: a caching allocator cycles through few
 
@@ -91,7 +91,7 @@ def code(source: str) -> CodeType:
     return compile(source, "<gristmill>", "exec")
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False, slots=False)
 class _Direct:
     """The C function behind Triton's launcher, and what its TMA descriptors are encoded with."""
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from gristmill.record import record
+
 GRAD, NEEDS = "grad_", "needs_"
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False, slots=False)
 class Gradient:
     """The gradients of some arguments of an op, as the outputs of one call of another op.
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from gristmill.core.op import Op
 
 # What runs implementations says nothing about one of them; its version is in a plan's provenance.
-MACHINERY = ("gristmill.core", "gristmill.errors", "gristmill.settings")
+MACHINERY = ("gristmill.core", "gristmill.errors", "gristmill.record", "gristmill.settings")
 _IMPORT = re.compile(
     rb"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import|import[ \t]+([.\w]+))", re.MULTILINE
 )

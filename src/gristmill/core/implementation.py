@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +20,7 @@ from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.space import Space
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidConfigError, RegistrationError, UnsupportedProblemError
+from gristmill.record import record
 
 Kind = Literal["triton", "vendor", "compiled"]
 Supports = Callable[[Problem, Target], "str | None"]
@@ -60,7 +60,7 @@ def no_knobs(problem: Problem, target: Target) -> Mapping[str, Value]:
     return {}
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False, slots=False)
 class Implementation:
     """One way to compute an op; callable by hand with the op's signature plus `config=None`.
 

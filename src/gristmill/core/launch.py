@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 
+from gristmill.record import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class TensorMap:
     """A host-made TMA descriptor of a tensor: `block`-shaped tiles of the `shape`/`strides` view of
     its memory.
@@ -24,7 +26,7 @@ class TensorMap:
     block: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Launch:
     """One kernel launch.
 

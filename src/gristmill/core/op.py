@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,9 +12,10 @@ import torch
 from gristmill.core.gradient import Gradient
 from gristmill.core.problem import Axis, Bucket, Problem, TensorSpec
 from gristmill.errors import InvalidInputError, RegistrationError, did_you_mean
+from gristmill.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bounds:
     """How far an output may be from the float64 reference, element by element:
 
@@ -53,7 +53,7 @@ def _no_forms(problem: Problem) -> Mapping[str, Problem]:
     return {}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Workload:
     """A named problem that people have (a layer of a real model), or an adversarial one."""
 
@@ -61,7 +61,7 @@ class Workload:
     problem: Problem
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cost:
     """What the op must do at least: floating-point operations, and bytes with every input read and
     output written once. `arithmetic` names what the operations are in where that is not the first
@@ -72,7 +72,7 @@ class Cost:
     arithmetic: str = ""
 
 
-@dataclass(frozen=True, eq=False)
+@record(eq=False, slots=False)
 class Op:
     """A contract.
 

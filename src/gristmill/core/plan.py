@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from typing import Any, Literal
 
 from gristmill.core.config import Config
+from gristmill.record import record
 
 Objective = Literal["eager", "graph"]
 OBJECTIVES: tuple[Objective, ...] = ("eager", "graph")
@@ -20,7 +21,7 @@ KERNEL = "kernel:"  # begins what a user's kernel is called where an op's name w
 INTERRUPTED = "interrupted"  # the provenance of a plan whose search did not end
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Candidate:
     """An implementation (by name) with one config."""
 
@@ -33,7 +34,7 @@ class Candidate:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """What measuring one candidate gave: times and error, or a class of failure with its reason.
 
@@ -82,7 +83,7 @@ class Outcome:
         return cls(**data)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Measurement:
     """One candidate's outcome on one problem and target, with its identity and provenance.
 
@@ -101,7 +102,7 @@ class Measurement:
     measured_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """The chosen candidate for a (bucket, target, objective), with its evidence.
 

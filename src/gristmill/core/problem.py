@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from gristmill.record import record
+
 ALIGNMENT_BYTES = 16  # what Triton specialises on, and what TMA and 16-byte accesses need
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorSpec:
     """A tensor without its values: shape, strides (in elements), dtype name, and whether it starts
     on 16 bytes."""
@@ -135,7 +136,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 Arg = TensorSpec | int | float | bool | str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Problem:
     """One op's arguments without their values, in the schema's order."""
 
@@ -205,7 +206,7 @@ class Problem:
         return f"{self.op}({shown})"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Axis:
     """A named size of a problem. A plan holds for one `exact` size, or for a bucket of sizes up to
     `edge`."""
@@ -244,7 +245,7 @@ def layout_class(spec: TensorSpec) -> str:
     return unit + ("" if dense else "+") + ("" if aligned else "!")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bucket:
     """The part of a problem that a plan is kept for: exact and bucketed sizes, dtypes, layouts,
     code-changing scalars."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -27,11 +27,12 @@ from gristmill.core.config import Config, Value
 from gristmill.core.problem import Problem
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, RegistrationError, did_you_mean
+from gristmill.record import record
 
 Rule = Callable[[Mapping[str, Any], Problem, Target], Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Knob:
     """One tuning constant: its name, its values in order, and the rule under which it is active."""
 
@@ -40,7 +41,7 @@ class Knob:
     active: Rule | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Requirement:
     """A constraint: the reason to give where `holds` is false."""
 
@@ -48,7 +49,7 @@ class Requirement:
     holds: Rule
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Derived:
     """A value computed from the knobs, the problem and the target; never searched, never stored."""
 
@@ -56,7 +57,7 @@ class Derived:
     value: Rule
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Rejection:
     """A point of the space that is not valid, and why."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from gristmill.errors import InvalidInputError, did_you_mean
+from gristmill.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """The silicon: vendor (`cuda`, `hip`, `cpu`), architecture (`sm_90`, `gfx942`), and the sizes
     that configs depend on."""

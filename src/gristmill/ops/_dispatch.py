@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,7 +21,6 @@ from gristmill.core.target import device_target
 from gristmill.ops._generate import (
     direct_function,
     key_function,
-    pack_function,
     values_function,
 )
 from gristmill.ops._key import NO_KEY, is_plain
@@ -48,14 +48,22 @@ class Dispatcher:
     def __init__(self, op: Op, objective: Objective) -> None:
         self.op: Op = op
         self.objective: Objective = objective
-        self.pack = pack_function(op)
-        self.key = key_function(op)
         self.bound: dict[tuple[Any, ...] | None, BoundCall] = {}
         self._built: dict[Any, BoundCall] = {}
         self._lock = threading.Lock()
         self.overload = registered(op)
         self.direct = direct_function(op, self.overload, self.bound.get, self.slow)
-        self.values = values_function(op, self.bound.get, self.slow_values)
+
+    # Generated when they are needed: a bound operator whose calls are all plain needs neither.
+    @cached_property
+    def key(self) -> Callable[..., tuple[Any, ...]]:
+        """The call key of arguments."""
+        return key_function(self.op, native=False)
+
+    @cached_property
+    def values(self) -> Callable[..., Any]:
+        """What the registered op runs on a device."""
+        return values_function(self.op, self.bound.get, self.slow_values)
 
     def __call__(self, *args: Any) -> Any:
         """As `direct`."""

@@ -6,6 +6,7 @@ before the launch (docs/performance/dispatch.md has what each of these costs).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,10 +47,6 @@ FACTS = """
 def facts({signature}):
     return {facts}
 """
-PACK = """
-def {op}({signature}):
-    return ({names},)
-"""
 
 
 def direct_function(
@@ -76,21 +73,18 @@ def bound_function(
     return _make(BOUND, op, fits=fits, overload=overload, direct=direct)
 
 
-def key_function(op: Op, native: bool = False) -> Callable[..., tuple[Any, ...]]:
+@functools.cache
+def key_function(op: Op, *, native: bool) -> Callable[..., tuple[Any, ...]]:
     """The key that a bound operator of this kind compares, as a function of the op's arguments."""
     return _make(FACTS, op, facts=problem_key(op) if native else call_key(op))
 
 
-def pack_function(op: Op) -> Callable[..., tuple[Any, ...]]:
-    """A function with the op's signature that returns its arguments as a tuple, defaults filled in.
+def refuse_schema(op: Op) -> None:
+    """Refuse a schema that the templates cannot be filled with.
 
-    Raises `TypeError` for what does not fit the signature.
+    Raises:
+        RegistrationError: an argument has a name that they use, or is by keyword alone.
     """
-    return _make(PACK, op)
-
-
-def _refuse(op: Op) -> None:
-    """A schema that the templates cannot be filled with."""
     taken = sorted(set(op.names) & (TAKEN | set(SCOPE)))
     if taken:
         raise RegistrationError(
@@ -106,7 +100,7 @@ def _refuse(op: Op) -> None:
 
 def _make(template: str, op: Op, **known: Any) -> Callable[..., Any]:
     """The function of a template: texts among `known` fill it in, the rest is its globals."""
-    _refuse(op)
+    refuse_schema(op)
     parameters = op.signature.parameters.values()
     scope = {**SCOPE, "defaults": {p.name: p.default for p in parameters}}
     scope["reference"] = op.reference

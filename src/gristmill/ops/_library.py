@@ -21,7 +21,7 @@ from gristmill.core.gradient import GRAD, NEEDS, saved_names
 from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import RegistrationError, did_you_mean
-from gristmill.ops._generate import pack_function
+from gristmill.ops._generate import refuse_schema
 from gristmill.ops._key import VMAP, in_forward_mode, in_trace, in_transform
 
 NAMESPACE = "gristmill"
@@ -37,6 +37,7 @@ def register_op(op: Op, run: Callable[..., Any], call: Callable[[str], Callable[
     `run` computes values, with no regard to gradients or modes; `call(name)` is the public call of
     another op, which its gradients use.
     """
+    refuse_schema(op)
     _refuse_unknown_names(op)
     overload, values = _defined(op, op.name, run), _defined(op, f"_{op.name}", run)
     _library.impl(f"_{op.name}", torch.library.fallthrough_kernel, "Autograd")
@@ -125,6 +126,12 @@ def _autocast_kernel(op: Op, overload: Any, device: str) -> Callable[..., Any]:
     return kernel
 
 
+def _completion(op: Op) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Fills in the defaults that torch drops at the end of a kernel's arguments."""
+    defaults = tuple(p.default for p in op.signature.parameters.values())
+    return lambda args: (*args, *defaults[len(args) :])
+
+
 def _autograd_kernel(
     op: Op, below: Callable[..., Any], differentiate: Callable[..., Any] | None
 ) -> Callable[..., Any]:
@@ -134,10 +141,10 @@ def _autograd_kernel(
     covered = {name for gradient in op.gradients for name in gradient.of}
     arguments = [(a.name, "Tensor" in str(a.type)) for a in op.parsed.arguments]
     uncovered = [i for i, (n, tensor) in enumerate(arguments) if tensor and n not in covered]
-    pack = pack_function(op)  # torch drops defaults at the end
+    complete = _completion(op)
 
     def reference(args: tuple[Any, ...]) -> Any:
-        values = pack(*args)
+        values = complete(args)
         if not in_transform(VMAP):  # strides there are the batch's, and torch takes any
             op.validate(values)
         return op.reference(*values)
@@ -150,7 +157,7 @@ def _autograd_kernel(
         if (
             differentiate is None
             or torch._C._are_functorch_transforms_active()
-            or (uncovered and torch._C._any_requires_grad(*(pack(*args)[i] for i in uncovered)))
+            or (uncovered and torch._C._any_requires_grad(*(complete(args)[i] for i in uncovered)))
         ):
             return reference(args)
         return differentiate(keys, *args)
@@ -162,14 +169,14 @@ def _formula(
     op: Op, below: Callable[..., Any], call: Callable[[str], Callable[..., Any]]
 ) -> type[torch.autograd.Function]:
     """An op joined to the ops that compute its gradients."""
-    pack = pack_function(op)  # torch drops defaults at the end
+    complete = _completion(op)
 
     class Formula(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keys: Any, *args: Any) -> Any:
             result = below(keys, *args)
             names = (*op.names, *op.output_names)
-            known = dict(zip(names, (*pack(*args), *as_tuple(result)), strict=True))
+            known = dict(zip(names, (*complete(args), *as_tuple(result)), strict=True))
             ctx.needs = [n for n, f in zip(op.names, ctx.needs_input_grad[1:], strict=False) if f]
             saved = saved_names(op.gradients, ctx.needs)
             ctx.tensors = [name for name in saved if isinstance(known[name], torch.Tensor)]

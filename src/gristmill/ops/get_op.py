@@ -51,7 +51,7 @@ class BoundOp:
     ) -> None:
         self.op, self.problem, self.plan = dispatch.op.name, problem, plan
         self._dispatch, self._device = dispatch, dispatch.op.device(values)
-        key = key_function(dispatch.op, dispatch.is_native(plan))
+        key = key_function(dispatch.op, native=dispatch.is_native(plan))
         with torch.no_grad():  # the key of a call that needs no gradient: others take another path
             self._call_key = key(*values)
         self._call: BoundCall = self._first_call

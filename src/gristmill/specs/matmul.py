@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +13,7 @@ from gristmill.core.op import Bounds, Cost, Op, Workload
 from gristmill.core.problem import Axis, Problem, TensorSpec, merge_dims
 from gristmill.core.registry import declare
 from gristmill.errors import InvalidInputError
+from gristmill.record import record
 
 # Adds that a kernel chains before it rounds: matrix units take 16 products a step, a vectorised
 # float32 loop has 16 lanes.
@@ -75,7 +76,7 @@ def magnitude(a: torch.Tensor, b: torch.Tensor, tf32: bool = False) -> torch.Ten
     return a.abs() @ b.abs()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Product:
     """`batch` products of one size, one stride apart: what a problem comes to when its dimensions
     are merged.

@@ -8,7 +8,6 @@ program a tile, tiles of a row side by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -24,6 +23,7 @@ from gristmill.kernels.device.rows import (
     leading_arguments,
     why_not_rows,
 )
+from gristmill.record import record
 
 MAX_VALUES = 32  # of a tensor in a thread
 VALUES = derive(
@@ -68,7 +68,7 @@ def no_taller(rows: Callable[[Problem], int]) -> Requirement:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Grid:
     """What element-wise kernels walk.
 
