@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from gristmill.core.config import Config
@@ -53,6 +53,7 @@ COMMIT;
 """
 
 Row = Mapping[str, Any]
+Chosen = Callable[[str, str, float], bool]  # a row's op, source hash and stamp: is it to go?
 
 
 def insert(table: str, columns: Sequence[str]) -> str:
