@@ -177,10 +177,15 @@ def tune(
     trials: int | None = None,
     strategy: str = "auto",
     seed: int = 0,
+    afresh: bool = False,
 ) -> tuning.TuningResult:
     """Tune this problem now, whether it has a plan or not, and keep the plans for both objectives.
 
-    Args as for `get_op`; `seed` makes inputs and random search repeatable.
+    It goes on where a run of this problem ended, were it killed: what was measured with the same
+    sources and versions is not measured again, except in the last race.
+
+    Args as for `get_op`; `seed` makes inputs and random search repeatable. `afresh` measures what
+    was measured before too: after a run on a busy device, say.
 
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
@@ -194,7 +199,8 @@ def tune(
         raise TuningError(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
         )
-    result = _tune(spec, values, problem, _limits(budget_s, trials, strategy), strategy, seed)
+    limits = _limits(budget_s, trials, strategy)
+    result = _tune(spec, values, problem, limits, strategy, seed, afresh=afresh)
     if result.skipped:
         raise TuningError(f"{problem} is not tuned: {result.skipped}. Wait for it, then ask again.")
     return result
@@ -243,6 +249,7 @@ def _tune(
     strategy: str,
     seed: int = 0,
     explore: bool = True,
+    afresh: bool = False,
 ) -> tuning.TuningResult:
     bucket, target = spec.bucket(problem), device_target(spec.device(values))
     with store().lease(f"{spec.name}|{bucket.key}|{target.key}") as mine:
@@ -250,7 +257,7 @@ def _tune(
             return tuning.TuningResult(skipped="another process is tuning this very problem")
         device, observer = spec.device(values), tuning.observer()
         run = tuning.TuningRun(
-            spec, problem, device, store(), budget, strategy, seed, observer, explore
+            spec, problem, device, store(), budget, strategy, seed, observer, explore, afresh
         )
         result = run.run()
     forget(spec.name)
