@@ -1,4 +1,4 @@
-"""A plan after an upgrade: direct calls use it as it is, `get_op` measures again, `explain` tells."""
+"""A plan after an upgrade: used by direct calls, measured again by `get_op`, told by `explain`."""
 
 from __future__ import annotations
 
