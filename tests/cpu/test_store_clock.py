@@ -9,10 +9,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from store_cases import FAMILY, KEY, fork, measurement, plan
+from store_cases import FAMILY, KEY, fork, measurement, plan, warns
 
 from gristmill import settings
 from gristmill.cache.clock import Clock
+from gristmill.cache.faults import StoreFault
 from gristmill.cache.lease import LEASE_S
 from gristmill.cache.store import PlanStore
 
@@ -135,6 +136,28 @@ def test_a_lease_in_one_file_is_renewed_with_every_measurement(tmp_path, clock):
             with PlanStore(tmp_path).lease("key") as mine:
                 assert not mine
     with PlanStore(tmp_path).lease("key") as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("then", ["a write", "another lease"])
+def test_a_lease_that_could_not_be_given_back_is_with_the_next_write(folder, monkeypatch, then):
+    """Its process lives on, and nobody would take it."""
+
+    def full(*args):
+        raise StoreFault("full", "the disk is full")
+
+    s = PlanStore(folder)
+    with monkeypatch.context() as patch, warns("full"), s.lease("key") as mine:
+        assert mine
+        patch.setattr(s._database, "release", full)
+    with PlanStore(folder).lease("key") as mine:
+        assert not mine
+    if then == "a write":
+        s.record([measurement()])
+    else:
+        with s.lease("key") as mine:
+            assert mine
+    with PlanStore(folder).lease("key") as mine:
         assert mine
 
 

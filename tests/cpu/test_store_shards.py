@@ -267,6 +267,25 @@ def test_a_holder_elsewhere_gives_signs_of_life_with_its_measurements(tmp_path):
             assert not mine
 
 
+def test_who_comes_between_looking_and_asking_is_seen(tmp_path, monkeypatch):
+    """Of two who both saw nobody, the second withdraws, and asks no more while the first works."""
+    real, others = Path.rename, []
+
+    def rename(self, target):
+        if not others:
+            others.append(PlanStore(tmp_path).lease("key"))
+            assert others[0].__enter__()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with PlanStore(tmp_path).lease("key") as mine:
+        assert not mine
+        assert len(list((tmp_path / FOLDER_NAME).glob("lease-*"))) == 1
+    others[0].__exit__(None, None, None)
+    with PlanStore(tmp_path).lease("key") as mine:
+        assert mine
+
+
 def test_of_two_who_ask_at_once_at_most_one_gets_it(tmp_path):
     """Everybody asks for the same key many times; holders note when they came and went."""
     log = tmp_path / "log"

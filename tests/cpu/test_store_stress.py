@@ -53,7 +53,9 @@ def tune_noted(folder, log, locks, n):
         run = NumbersRun(folder, Notebook(log / f"trials-{n}"), ABLE, n, TRIAL_S)
         with run.store.lease(run.lease_key) as mine:
             if mine:
-                Notebook(log / f"turns-{n}").note(f"in {os.getpid()}")
+                # Where nothing can be written everybody is on its own.
+                how = "alone" if run.store._fault else "in"
+                Notebook(log / f"turns-{n}").note(f"{how} {os.getpid()}")
                 # What the tuner before kept is known to the run that has its turn.
                 run = NumbersRun(folder, Notebook(log / f"trials-{n}"), ABLE, n, TRIAL_S)
                 run.run()
@@ -86,10 +88,6 @@ class Fleet(RuleBasedStateMachine):
         self.full = self.ever_full = False
         self.reader = PlanStore(self.folder)
 
-    def note(self, text):
-        for n in KEYS:
-            Notebook(self.log / f"turns-{n}").note(text)
-
     @precondition(lambda self: len(self.tuners) < 4)
     @rule(n=st.sampled_from(KEYS), jump_s=st.sampled_from((0.0, 0.0, 7200.0, -7200.0, -YEAR_S)))
     def start_tuner(self, n, jump_s):
@@ -111,7 +109,7 @@ class Fleet(RuleBasedStateMachine):
     def kill_a_tuner(self, data):
         pid = data.draw(st.sampled_from(sorted(self.tuners)))
         n = self.tuners.pop(pid)
-        self.note(f"kill {pid}")
+        Notebook(self.log / f"turns-{n}").note(f"kill {pid}")
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         self.kills[n] += 1
@@ -128,7 +126,6 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.mounted and not self.full)
     @rule()
     def fill_the_disk(self):
-        self.note("full")
         self.full = self.ever_full = True
         ballast = self.folder / "ballast"
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -140,7 +137,6 @@ class Fleet(RuleBasedStateMachine):
     def make_room(self):
         (self.folder / "ballast").unlink()
         self.full = False
-        self.note("free")
 
     @contextlib.contextmanager
     def patience(self):
@@ -182,17 +178,15 @@ class Fleet(RuleBasedStateMachine):
             shutil.rmtree(self.base)
 
     def check_turns(self):
-        """One tuner a key; but who came while nothing could be written was on its own."""
+        """One tuner a key; who could not write its lease was on its own, and said so."""
         for n in KEYS:
-            inside, full = set(), False
+            inside = set()
             for line in Notebook(self.log / f"turns-{n}").lines():
-                what, _, pid = line.partition(" ")
-                if what in ("full", "free"):
-                    full = what == "full"
-                elif what == "in" and not full:
+                what, pid = line.split()
+                if what == "in":
                     assert not inside
                     inside.add(pid)
-                else:
+                elif what in ("out", "kill"):
                     inside.discard(pid)
 
     def check_files(self):

@@ -149,10 +149,10 @@ class Shards:
     def release(self, key: str, token: str) -> None:
         """Give the lease back, if it was not taken over."""
         del key  # a token is of one lease
-        path = self._leases.pop(token, None)
-        if path is not None:
+        if token in self._leases:
             with _faults():
-                path.unlink(missing_ok=True)
+                self._leases[token].unlink(missing_ok=True)
+            del self._leases[token]
 
     def _merge_alone(self, chosen: Chosen | None, wait_s: float) -> int:
         token, deadline = uuid.uuid4().hex, time.monotonic() + wait_s

@@ -67,6 +67,7 @@ class PlanStore:
         self._unsaved_plans: dict[PlanKey, _UnsavedPlan] = {}
         self._unsaved_measurements: list[tuple[Measurement, tuple[Any, ...]]] = []
         self._leased: dict[str, tuple[int, str]] = {}  # by key: whose, under which token
+        self._ended: list[tuple[str, str]] = []  # key and token of leases to give back
         self._warned: set[Kind] = set()
         self._fault: StoreFault | None = None
         self._clock = Clock()
@@ -263,6 +264,7 @@ class PlanStore:
 
     def _acquire(self, key: str, token: str) -> bool:
         with self._writing:
+            self._end_leases()
             if self._mine(key):
                 return False
             if self._try(lambda: self._database.acquire(key, token)) is False:
@@ -274,7 +276,15 @@ class PlanStore:
         with self._writing:
             if self._mine(key):  # a forked child that leaves the block ends no turn
                 del self._leased[key]
-                self._try(lambda: self._database.release(key, token))
+                self._ended.append((key, token))
+                self._end_leases()
+
+    def _end_leases(self) -> None:
+        """Give back what has ended; on a fault, with the next write. This process may live on for
+        weeks, and while it lives nobody else would take them."""
+        for ended in list(self._ended):
+            if self._try(lambda ended=ended: self._database.release(*ended) is None):
+                self._ended.remove(ended)
 
     def _mine(self, key: str) -> bool:
         return key in self._leased and self._leased[key][0] == os.getpid()
@@ -295,6 +305,7 @@ class PlanStore:
                 for key, saved in plans.items():
                     if self._unsaved_plans[key] is saved:
                         del self._unsaved_plans[key]
+            self._end_leases()
 
     def _try(self, work: Callable[[], T]) -> T | None:
         """What `work` gives, or `None` on a fault."""
