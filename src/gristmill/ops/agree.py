@@ -58,7 +58,7 @@ def check_group(group: Any) -> None:
 
 
 def agreed_plan(
-    group: dist.ProcessGroup,
+    group: dist.ProcessGroup | None,
     objective: Objective,
     ask: Callable[[], Asked],
     decide: Callable[[Asked], Plan],
@@ -69,7 +69,7 @@ def agreed_plan(
     A measured plan is kept here too: direct calls, and later processes of this machine, use it.
 
     Args:
-        group: who is to agree.
+        group: who is to agree; `None` for this process alone, which then waits for nobody.
         objective: of the plan.
         ask: what is asked; may raise.
         decide: the plan for it; called on the first rank that asks it, and may raise.
@@ -79,6 +79,9 @@ def agreed_plan(
             others.
         What `ask` or `decide` raised here.
     """
+    if group is None:
+        alone = ask()
+        return alone, decide(alone)
     check_group(group)
     mine: list[Asked] = []
 

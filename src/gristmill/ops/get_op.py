@@ -161,12 +161,7 @@ def get_op(
     def decide(asked: Asked) -> Plan:
         return _plan(*asked, objective, strategy, *_wishes(tune, budget_s, trials, strategy))
 
-    if group is None:
-        asked = question()
-        plan = decide(asked)
-    else:
-        asked, plan = agreed_plan(group, objective, question, decide)
-    _, values, problem, _ = asked
+    (_, values, problem, _), plan = agreed_plan(group, objective, question, decide)
     dispatch = dispatcher(op, objective)
     dispatch.build(plan, values)
     make = _bound_class(dispatch, dispatch.is_native(plan))
