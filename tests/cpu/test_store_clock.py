@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ import pytest
 from store_cases import FAMILY, KEY, fork, measurement, plan, warns
 
 from gristmill import settings
+from gristmill.cache import rows
 from gristmill.cache.clock import Clock
 from gristmill.cache.faults import StoreFault
 from gristmill.cache.lease import LEASE_S
@@ -159,6 +162,36 @@ def test_a_lease_that_could_not_be_given_back_is_with_the_next_write(folder, mon
             assert mine
     with PlanStore(folder).lease("key") as mine:
         assert mine
+
+
+def test_rows_that_depend_on_what_there_is(folder, clock):
+    """As an import adds them: a plan that is to take another's place does, however old it is."""
+    s = PlanStore(folder)
+    s.save_plan(plan(reason="kept"), FAMILY, {"M": 16})
+    s.record([measurement(BLOCK=1)])
+
+    def choose(read):
+        assert [row["reason"] for row in read("SELECT * FROM plans")] == ["kept"]
+        assert len(read("SELECT * FROM measurements")) == 1
+        old = rows.plan_row(plan(reason="imported"), FAMILY, {"M": 16}, time.time() - YEAR_S)
+        other = rows.plan_row(plan(bucket="new"), FAMILY, {"M": 32}, 1.0)
+        return [rows.measurement_row(measurement(BLOCK=2))], [old, other]
+
+    s._database.extend(choose)
+    again = PlanStore(folder)
+    assert again.plan(*KEY, "eager").reason == "imported"
+    assert again.plan(KEY[0], "new", KEY[2], "eager") == plan(bucket="new")
+    assert len(again.measurements(*KEY)) == 2
+
+
+def test_a_process_with_one_file_does_not_import_the_shards(tmp_path):
+    code = (
+        "import sys; from gristmill.cache import store; store().plans(); "
+        "assert not {'gristmill.cache.shards', 'gristmill.cache.union'} & set(sys.modules); "
+        "from gristmill.cache import Shards"
+    )
+    environment = {**os.environ, "GRISTMILL_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_pruning_by_age_spares_what_comes_from_the_future(folder, clock):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from gristmill import settings
-from gristmill.cache.database import Database, Values
+from gristmill import cache, settings
+from gristmill.cache.database import Database
 from gristmill.cache.faults import Notify
-from gristmill.cache.rows import Chosen, Row
-from gristmill.cache.shards import FOLDER_NAME, Shards
+from gristmill.cache.rows import SHARDS as FOLDER_NAME
+from gristmill.cache.rows import Choose, Chosen, Row, Values
 
 NETWORK = (  # FUSE may be local, but seldom has shared memory maps
     "nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "fuse.", "virtiofs",
@@ -36,6 +36,8 @@ class Backend(Protocol):
         self, measurements: Sequence[Values], plans: Sequence[Values], tokens: Sequence[str] = ()
     ) -> None: ...
 
+    def extend(self, choose: Choose) -> None: ...
+
     def remove(self, chosen: Chosen) -> int: ...
 
     def touch(self) -> None: ...
@@ -49,7 +51,7 @@ def open_backend(folder: Path, notify: Notify) -> Backend:
     """The place in a folder, as the settings say; nothing is created before the first write."""
     mode = settings.current().store
     if mode == "shards" or (mode == "auto" and _is_shared(folder)):
-        return Shards(folder, notify)
+        return cache.Shards(folder, notify)
     return Database(folder, notify)
 
 

@@ -28,8 +28,10 @@ from gristmill.cache.rows import (
     PLAN_COLUMNS,
     SCHEMA,
     SCHEMA_VERSION,
+    Choose,
     Chosen,
     Row,
+    Values,
     insert,
     touch,
 )
@@ -45,7 +47,6 @@ READ_TIMEOUT_S = 2.0  # in WAL mode readers wait for nobody; a call must not han
 REST_S = 60.0  # a store that stayed locked is left alone for so long
 
 T = TypeVar("T")
-Values = tuple[Any, ...]  # of a row, in the order of its table's columns
 
 
 class Database:
@@ -76,9 +77,16 @@ class Database:
         """Keep rows, all or none of them; a sign of life for leases with them."""
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.executemany(insert("measurements", MEASUREMENT_COLUMNS), measurements)
-            connection.executemany(insert("plans", PLAN_COLUMNS), plans)
+            _insert(connection, measurements, plans)
             lease.renew(connection, tokens)
+
+        self.write(work)
+
+    def extend(self, choose: Choose) -> None:
+        """Keep the rows that `choose` gives for what there is; nobody writes meanwhile."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            _insert(connection, *choose(lambda query: connection.execute(query).fetchall()))
 
         self.write(work)
 
@@ -261,6 +269,13 @@ class Database:
         self.foreign = f"{path.name}: {fault.message}; it is left alone and {own.name} is used"
         self.path = own
         self._notify("foreign", self.foreign)
+
+
+def _insert(
+    connection: sqlite3.Connection, measurements: Sequence[Values], plans: Sequence[Values]
+) -> None:
+    connection.executemany(insert("measurements", MEASUREMENT_COLUMNS), measurements)
+    connection.executemany(insert("plans", PLAN_COLUMNS), plans)
 
 
 def connect(path: Path, mode: str, timeout_s: float) -> sqlite3.Connection:

@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from gristmill.cache import lease, shard
-from gristmill.cache.database import FILE_NAME, Database, Values
+from gristmill.cache.clock import STEP_S
+from gristmill.cache.database import FILE_NAME, Database
 from gristmill.cache.faults import Notify, StoreFault, fault_of
 from gristmill.cache.lease import LEASE_S
-from gristmill.cache.rows import SCHEMA_VERSION, Chosen, Row
+from gristmill.cache.rows import PLAN_COLUMNS, SHARDS, Choose, Chosen, Row, Values
 from gristmill.cache.union import COLUMNS, PLAN_KEY, Union
 
-FOLDER_NAME = f"shards-v{SCHEMA_VERSION}"
+FOLDER_NAME = SHARDS
 MANY = 64  # shards that are worth a merge
 GRACE_S = 120.0  # for which a listing may be old: twice NFS's default
 DRAFT_S = 3600.0  # after which the writer of a draft is dead, or will find it gone and try again
@@ -97,6 +98,22 @@ class Shards:
                 self._written = 0
                 if len(shard.names(self.path)) > MANY:
                     self.merge()
+
+    def extend(self, choose: Choose) -> None:
+        """Keep the rows that `choose` gives when it has read what there is. Where two do so at
+        once, both see what was before, and equal rows are kept twice: the latest counts."""
+        measurements, plans = choose(self.rows)
+        stamp = PLAN_COLUMNS.index("created_at")
+        counts = {
+            tuple(row[column] for column in PLAN_KEY): row["created_at"]
+            for row in self.rows("SELECT * FROM plans")
+        }
+        later: list[Values] = []  # a plan that takes another's place has to be the later one
+        for values in plans:
+            key = tuple(values[PLAN_COLUMNS.index(column)] for column in PLAN_KEY)
+            made = max(values[stamp], counts.get(key, values[stamp] - STEP_S) + STEP_S)
+            later.append((*values[:stamp], made, *values[stamp + 1 :]))
+        self.append(measurements, later)
 
     def remove(self, chosen: Chosen) -> int:
         """Remove the rows that are chosen, and give their space back; how many there were."""
