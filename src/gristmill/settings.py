@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gristmill.errors import InvalidInputError
 from gristmill.record import record
 
 TunePolicy = Literal["never", "now"]
+StorePolicy = Literal["auto", "database", "shards"]
 PREFIX = "GRISTMILL_"
 
 
@@ -36,6 +37,9 @@ class Settings:
             is a terminal).
         lock_dir: folder of the locks that keep two tuners from measuring on one device at once
             (`GRISTMILL_LOCK_DIR`; default: one of the user's in the temporary folder).
+        store: whether the plan store is one SQLite file (`database`) or a folder of immutable
+            shards (`shards`), which needs neither locks nor shared memory
+            (`GRISTMILL_STORE=auto|database|shards`; default: `shards` on network file systems).
         interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU
             tensors too.
     """
@@ -47,28 +51,33 @@ class Settings:
     candidate_timeout_s: float = 30.0
     compile_jobs: int = 1
     progress: bool | None = None
+    store: StorePolicy = "auto"
     interpret: bool = False
 
     @classmethod
     def from_environment(cls) -> Settings:
         env = os.environ
         cache_dir = env.get("GRISTMILL_CACHE_DIR") or _user_cache_dir()
-        tune = env.get("GRISTMILL_TUNE", "now")
-        if tune not in ("now", "never"):
-            raise InvalidInputError(
-                f"GRISTMILL_TUNE is {tune!r}; it can be 'now' or 'never'. Set one of them."
-            )
         progress = env.get("GRISTMILL_PROGRESS")
         return cls(
             cache_dir=Path(cache_dir).expanduser(),
             lock_dir=Path(env.get("GRISTMILL_LOCK_DIR") or _lock_dir()),
-            tune="now" if tune == "now" else "never",
+            tune=_one_of(env, "GRISTMILL_TUNE", "now", TunePolicy),
             budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
             candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),
             compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores())),
             progress=_switch("GRISTMILL_PROGRESS", progress),
+            store=_one_of(env, "GRISTMILL_STORE", "auto", StorePolicy),
             interpret=env.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"),
         )
+
+
+def _one_of(env: os._Environ[str], name: str, default: str, allowed: Any) -> Any:
+    value = env.get(name, default)
+    if value not in get_args(allowed):
+        choices = " or ".join(map(repr, get_args(allowed)))
+        raise InvalidInputError(f"{name} is {value!r}; it can be {choices}. Set one of them.")
+    return value
 
 
 def _switch(name: str, text: str | None) -> bool | None:

@@ -12,8 +12,10 @@ import traceback
 import warnings
 from pathlib import Path
 
+from gristmill.cache import shards
 from gristmill.cache.database import FILE_NAME
 from gristmill.cache.faults import CacheWarning
+from gristmill.cache.shards import FOLDER_NAME
 from gristmill.cache.store import PlanStore
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Measurement, Outcome, Plan
@@ -141,3 +143,20 @@ def change(path, *statements):
         for statement in statements:
             connection.execute(statement)
         connection.commit()
+
+
+def shard_files(folder, pattern="*"):
+    """The names in a store's folder of shards."""
+    return sorted(path.name for path in (folder / FOLDER_NAME).glob(pattern))
+
+
+def merge_shards(folder):
+    """What a writer does when there are many."""
+    PlanStore(folder)._database.merge()
+
+
+def expire_shards(folder, *, by_s=2 * shards.GRACE_S, pattern="*"):
+    """Let time pass for the files in a folder."""
+    for path in (folder / FOLDER_NAME).glob(pattern):
+        stamp = path.stat().st_mtime - by_s
+        os.utime(path, (stamp, stamp))

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from store_cases import FAMILY, KEY, measurement, plan
 
 from gristmill import settings
-from gristmill.cache.database import FILE_NAME, file_system
+from gristmill.cache.backend import file_system
+from gristmill.cache.database import FILE_NAME
 from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Measurement, Outcome, Plan

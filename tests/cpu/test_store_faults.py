@@ -26,9 +26,11 @@ from store_cases import (
     warns,
 )
 
+from gristmill import settings
 from gristmill.cache import database
 from gristmill.cache.database import FILE_NAME
 from gristmill.cache.faults import CacheWarning, fault_of
+from gristmill.cache.shards import FOLDER_NAME
 from gristmill.cache.store import PlanStore
 from gristmill.errors import CacheError
 
@@ -230,17 +232,6 @@ def test_a_file_that_cannot_grow_takes_nobody_down(tmp_path, existing):
     use(PlanStore(tmp_path), saved=True)
 
 
-def test_a_network_file_system_gets_a_rollback_journal(tmp_path, monkeypatch):
-    monkeypatch.setattr(database, "file_system", lambda folder: "nfs4")
-    s = PlanStore(tmp_path)
-    with warns("journal"):
-        use(s, saved=True)
-    with warns():
-        use(PlanStore(tmp_path), saved=True)
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-
-
 @pytest.mark.parametrize("how", ["refused", "raises"])
 def test_where_wal_fails_there_is_a_rollback_journal(tmp_path, monkeypatch, how):
     class Connection(sqlite3.Connection):
@@ -257,18 +248,22 @@ def test_where_wal_fails_there_is_a_rollback_journal(tmp_path, monkeypatch, how)
         use(PlanStore(tmp_path), saved=True)
 
 
-def test_warnings_as_errors_lose_nothing(tmp_path):
-    (tmp_path / FILE_NAME).mkdir()
-    s = PlanStore(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(CacheWarning):
-            s.save_plan(plan(), FAMILY, {"M": 16})
-        assert s.plan(*KEY, "eager") == plan()
-        s.record([measurement()])
-    (tmp_path / FILE_NAME).rmdir()
-    s.close()
-    assert PlanStore(tmp_path).plans() == [plan()]
+@pytest.mark.parametrize(("mode", "name"), [("database", FILE_NAME), ("shards", FOLDER_NAME)])
+def test_warnings_as_errors_lose_nothing(tmp_path, mode, name):
+    """With what it needs in the way: a folder for the file, a file for the folder."""
+    obstacle = tmp_path / name
+    obstacle.mkdir() if mode == "database" else obstacle.touch()
+    with settings.override(store=mode):
+        s = PlanStore(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(CacheWarning):
+                s.save_plan(plan(), FAMILY, {"M": 16})
+            assert s.plan(*KEY, "eager") == plan()
+            s.record([measurement()])
+        obstacle.rmdir() if mode == "database" else obstacle.unlink()
+        s.close()
+        assert PlanStore(tmp_path).plans() == [plan()]
 
 
 @pytest.mark.parametrize(

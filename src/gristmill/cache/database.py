@@ -5,13 +5,14 @@ not survive that), and a file that someone deletes or replaces is simply the nex
 Opening and closing costs 0.3-2 ms.
 
 The file is created elsewhere and renamed into place, so it never exists half-made. It is in WAL
-mode (16 writers lost no row of 1,600), except on network file systems, whose hosts do not share
-WAL's memory map: there a rollback journal.
+mode (16 writers lost no row of 1,600). Network file systems, whose hosts do not share WAL's memory
+map, have `shards` instead.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 import uuid
@@ -19,8 +20,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gristmill.cache.faults import Kind, StoreFault, fault_of
-from gristmill.cache.rows import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Row
+from gristmill.cache import lease
+from gristmill.cache.faults import Notify, StoreFault, fault_of
+from gristmill.cache.rows import (
+    APPLICATION_ID,
+    MEASUREMENT_COLUMNS,
+    PLAN_COLUMNS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Choose,
+    Chosen,
+    Row,
+    Values,
+    insert,
+    touch,
+)
 
 try:
     import fcntl
@@ -31,12 +45,8 @@ FILE_NAME = "plans.sqlite3"
 WRITE_TIMEOUT_S = 30.0
 READ_TIMEOUT_S = 2.0  # in WAL mode readers wait for nobody; a call must not hang where they do
 REST_S = 60.0  # a store that stayed locked is left alone for so long
-NETWORK = (  # FUSE may be local, but seldom has shared memory maps
-    "nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "fuse.",
-)  # fmt: skip
 
 T = TypeVar("T")
-Notify = Callable[[Kind, str], None]
 
 
 class Database:
@@ -61,8 +71,57 @@ class Database:
         """Run `work` in one transaction, creating the file where there is none."""
         return self._attempt(lambda: self._write(work))
 
-    def compact(self) -> None:
-        """Give freed pages back to the file system."""
+    def append(
+        self, measurements: Sequence[Values], plans: Sequence[Values], tokens: Sequence[str] = ()
+    ) -> None:
+        """Keep rows, all or none of them; a sign of life for leases with them."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            _insert(connection, measurements, plans)
+            lease.renew(connection, tokens)
+
+        self.write(work)
+
+    def extend(self, choose: Choose) -> None:
+        """Keep the rows that `choose` gives for what there is; nobody writes meanwhile."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            _insert(connection, *choose(lambda query: connection.execute(query).fetchall()))
+
+        self.write(work)
+
+    def remove(self, chosen: Chosen) -> int:
+        """Remove the rows that are chosen, and give their space back; how many there were."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            removed = 0
+            for table, made_at in (("measurements", "measured_at"), ("plans", "created_at")):
+                found = connection.execute(
+                    f"SELECT rowid, op, source_hash, {made_at} FROM {table}"
+                ).fetchall()
+                gone = [(number,) for number, *what in found if chosen(*what)]
+                connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", gone)
+                removed += len(gone)
+            return removed
+
+        removed = self.write(work) if self.exists() else 0
+        if removed:
+            self._vacuum()
+        return removed
+
+    def touch(self) -> None:
+        """Write what is there already: fails where nothing can be written."""
+        self.write(touch)
+
+    def acquire(self, key: str, token: str) -> bool:
+        """Take the lease of `key` unless a live process holds it."""
+        return self.write(lambda connection: lease.acquire(connection, key, token))
+
+    def release(self, key: str, token: str) -> None:
+        """Give the lease back, if it was not taken over."""
+        self.write(lambda connection: lease.release(connection, key, token))
+
+    def _vacuum(self) -> None:
         with (
             contextlib.suppress(sqlite3.Error),
             self._open(READ_TIMEOUT_S) as connection,
@@ -87,6 +146,8 @@ class Database:
                 return action()
             except (sqlite3.Error, OSError) as error:
                 fault = fault_of(error)
+                if fault.kind == "unavailable" and _is_full(self.folder):
+                    fault = StoreFault("full", f"{fault.message}: the disk is full")
             except StoreFault as error:
                 fault = error
             if fault.kind == "locked":
@@ -167,16 +228,13 @@ class Database:
 
     def _set_journal(self, connection: sqlite3.Connection) -> None:
         """WAL where it works; the mode stays with the file."""
-        kind = file_system(self.folder)
-        reason = f"it is on a network file system ({kind})" if kind.startswith(NETWORK) else ""
-        if not reason:
-            try:
-                mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                # The mode is only a wish until the memory map is made.
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                reason = "" if mode == "wal" else f"the journal mode stayed {mode!r}"
-            except sqlite3.OperationalError as error:
-                reason = str(error)
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            # The mode is only a wish until the memory map is made.
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            reason = "" if mode == "wal" else f"the journal mode stayed {mode!r}"
+        except sqlite3.OperationalError as error:
+            reason = str(error)
         if reason:
             connection.execute("PRAGMA journal_mode = DELETE")
             self._notify(
@@ -213,6 +271,13 @@ class Database:
         self._notify("foreign", self.foreign)
 
 
+def _insert(
+    connection: sqlite3.Connection, measurements: Sequence[Values], plans: Sequence[Values]
+) -> None:
+    connection.executemany(insert("measurements", MEASUREMENT_COLUMNS), measurements)
+    connection.executemany(insert("plans", PLAN_COLUMNS), plans)
+
+
 def connect(path: Path, mode: str, timeout_s: float) -> sqlite3.Connection:
     """A connection in autocommit mode whose rows are read by column name."""
     uri = f"{path.absolute().as_uri()}?{mode}"
@@ -220,20 +285,6 @@ def connect(path: Path, mode: str, timeout_s: float) -> sqlite3.Connection:
     connection.row_factory = sqlite3.Row
     connection.text_factory = lambda text: text.decode("utf-8", "replace")  # bad bytes: one bad row
     return connection
-
-
-def file_system(folder: Path) -> str:
-    """The type of the file system that holds a folder, as Linux names it; empty elsewhere."""
-    try:
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError:
-        return ""
-    resolved, best, kind = str(folder.resolve()), -1, ""
-    for _, point, name, *_ in mounts:
-        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best:
-            best, kind = len(point), name
-    return kind
 
 
 @contextlib.contextmanager
@@ -248,6 +299,15 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 def _files(path: Path) -> tuple[Path, Path, Path]:
     return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether not even WAL's memory map has room: SQLite calls that an I/O error."""
+    try:
+        found = os.statvfs(folder)
+    except (OSError, AttributeError):  # Windows has none
+        return False
+    return found.f_bavail * found.f_frsize < 1 << 16
 
 
 def _inode(path: Path) -> int | None:

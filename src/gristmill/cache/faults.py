@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Callable
 from typing import Literal
 
 State = Literal["ok", "read-only", "corrupt", "foreign", "unavailable"]
 Kind = Literal["read-only", "corrupt", "foreign", "locked", "full", "unavailable", "row", "journal"]
+
+Notify = Callable[[Kind, str], None]
 
 
 class CacheWarning(UserWarning):

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Measurement, Objective, Origin, Outcome, Plan, Status
 
 SCHEMA_VERSION = 1
+SHARDS = f"shards-v{SCHEMA_VERSION}"  # the folder that stands for the file on a network's disks
 APPLICATION_ID = 0x67726973  # "gris": tells our files from any other SQLite file
 
 MEASUREMENT_COLUMNS = (
@@ -53,6 +54,11 @@ COMMIT;
 """
 
 Row = Mapping[str, Any]
+Values = tuple[Any, ...]  # of a row, in the order of its table's columns
+Read = Callable[[str], list[Row]]  # what a query gives
+# New measurements and plans, given what there is
+Choose = Callable[[Read], tuple[Sequence[Values], Sequence[Values]]]
+Chosen = Callable[[str, str, float], bool]  # a row's op, source hash and stamp: is it to go?
 
 
 def insert(table: str, columns: Sequence[str]) -> str:

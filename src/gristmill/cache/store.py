@@ -3,11 +3,12 @@
     store().plan("rms_norm", bucket.key, target.key, "eager")   # a Plan or None, then remembered
     store().record(measurements)
 
-`<cache_dir>/plans.sqlite3` has one row per measurement and one per plan. A fault of the file
-(damaged, locked, read-only, full, of another version) never reaches a caller: reads find nothing,
-writes stay in memory and go to the file with the next write that works, and one `CacheWarning` per
-store and kind of fault says so. A damaged file is moved aside; a file of another schema version is
-left as it is, and `plans-v<version>.sqlite3` beside it is used.
+`<cache_dir>/plans.sqlite3`, or on a network file system a folder of shards, has one row per
+measurement and one per plan. A fault of the file (damaged, locked, read-only, full, of another
+version) never reaches a caller: reads find nothing, writes stay in memory and go to the file with
+the next write that works, and one `CacheWarning` per store and kind of fault says so. A damaged
+file is moved aside; a file of another schema version is left as it is, and
+`plans-v<version>.sqlite3` beside it is used.
 """
 
 from __future__ import annotations
@@ -15,19 +16,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sqlite3
 import threading
 import time
 import uuid
 import warnings
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gristmill import settings
-from gristmill.cache import lease, rows
-from gristmill.cache.database import Database
+from gristmill.cache import forks, rows
+from gristmill.cache.backend import open_backend
+from gristmill.cache.clock import Clock
 from gristmill.cache.faults import CacheWarning, Kind, StoreFault
 from gristmill.cache.summary import StoreSummary
 from gristmill.core.plan import Measurement, Objective, Plan
@@ -62,15 +62,16 @@ class PlanStore:
         # reading, then memory.
         self.locks = (threading.RLock(), threading.RLock(), threading.RLock())
         self._writing, self._reading, self._memory = self.locks
-        self._database = Database(folder, self._warn)
+        self._database = open_backend(folder, self._warn)
         self._known: dict[PlanKey, Plan | None] = {}
         self._unsaved_plans: dict[PlanKey, _UnsavedPlan] = {}
         self._unsaved_measurements: list[tuple[Measurement, tuple[Any, ...]]] = []
-        self._leased: dict[str, int] = {}  # key: process, for when the file cannot tell
+        self._leased: dict[str, tuple[int, str]] = {}  # by key: whose, under which token
+        self._ended: list[tuple[str, str]] = []  # key and token of leases to give back
         self._warned: set[Kind] = set()
         self._fault: StoreFault | None = None
-        with _registry_lock:
-            _living.add(self)
+        self._clock = Clock()
+        forks.wait_for(self)
 
     def plan(self, op: str, bucket_key: str, target_key: str, objective: Objective) -> Plan | None:
         """The plan kept for a bucket, of these versions before one of others (then `revalidate` is
@@ -115,11 +116,17 @@ class PlanStore:
     def save_plan(self, plan: Plan, family: str, axes: Mapping[str, int]) -> None:
         """Keep a plan in place of the one that its bucket had."""
         plan = dataclasses.replace(plan, revalidate=plan.provenance != provenance())
-        row = rows.plan_row(plan, family, axes, time.time())
+        row = rows.plan_row(plan, family, axes, self.now())
         with self._memory:
             self._unsaved_plans[_key(plan)] = _UnsavedPlan(plan, family, dict(axes), row)
             self._known[_key(plan)] = plan
         self._save()
+
+    def now(self) -> float:
+        """The time to stamp a measurement with: later than what this store has read or given, so
+        that the latest measurement is that, though a clock was set back or another machine's is
+        ahead."""
+        return self._clock.now()
 
     def record(self, measurements: Sequence[Measurement]) -> None:
         """Keep measurements."""
@@ -158,7 +165,7 @@ class PlanStore:
         self._fault = None
         self._save()
         if self._fault is None and self._database.exists():
-            self._try_write(rows.touch)
+            self._try(self._database.touch)
         counts: dict[str, dict[str, int]] = {}
         for table in TABLES:
             query = f"SELECT op, count(*) AS n FROM {table} GROUP BY op ORDER BY op"
@@ -205,29 +212,17 @@ class PlanStore:
         if not everything and older_than_s is None and op is None and keep_sources is None:
             return 0
 
-        def work(connection: sqlite3.Connection) -> int:
-            removed = 0
-            for table, made_at in (("measurements", "measured_at"), ("plans", "created_at")):
-                chosen = connection.execute(
-                    f"SELECT rowid, op, source_hash, {made_at} FROM {table}"
-                ).fetchall()
-                gone = [
-                    (number,)
-                    for number, name, source, made in chosen
-                    if (older_than_s is None or now - made > older_than_s)
-                    and (op is None or name == op)
-                    and (keep_sources is None or source not in keep_sources)
-                ]
-                connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", gone)
-                removed += len(gone)
-            return removed
+        def chosen(name: str, source: str, made: float) -> bool:
+            return (
+                (older_than_s is None or now - made > older_than_s)
+                and (op is None or name == op)
+                and (keep_sources is None or source not in keep_sources)
+            )
 
         self._save()
         try:
             with self._writing:
-                removed = self._database.write(work) if self._database.exists() else 0
-                if removed:
-                    self._database.compact()
+                removed = self._database.remove(chosen)
         except StoreFault as fault:
             raise CacheError(
                 f"the plan store {self._database.path} cannot be pruned: {fault}. "
@@ -241,9 +236,9 @@ class PlanStore:
         """Whether this caller alone may work on `key` until the block ends; waits up to `timeout_s`
         for its turn.
 
-        A holder whose process is gone, or that is older than an hour, is replaced. Where the file
-        cannot be written every process is on its own and gets its turn. Plans are read anew in the
-        block: the holder before may have saved one.
+        A holder whose process is gone is replaced, and one that cannot be looked at from here if it
+        kept nothing for ten minutes. Where the file cannot be written every process is on its own
+        and gets its turn. Plans are read anew in the block: the holder before may have saved one.
         """
         token, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
         while not (taken := self._acquire(key, token)) and time.monotonic() < deadline:
@@ -269,20 +264,30 @@ class PlanStore:
 
     def _acquire(self, key: str, token: str) -> bool:
         with self._writing:
-            if self._leased.get(key) == os.getpid():
+            self._end_leases()
+            if self._mine(key):
                 return False
-            if self._try_write(lambda connection: lease.acquire(connection, key, token)) is False:
+            if self._try(lambda: self._database.acquire(key, token)) is False:
                 return False
-            self._leased[key] = os.getpid()
+            self._leased[key] = (os.getpid(), token)
             return True
 
     def _release(self, key: str, token: str) -> None:
         with self._writing:
-            if (
-                self._leased.get(key) == os.getpid()
-            ):  # a forked child that leaves the block ends no turn
+            if self._mine(key):  # a forked child that leaves the block ends no turn
                 del self._leased[key]
-                self._try_write(lambda connection: lease.release(connection, key, token))
+                self._ended.append((key, token))
+                self._end_leases()
+
+    def _end_leases(self) -> None:
+        """Give back what has ended; on a fault, with the next write. This process may live on for
+        weeks, and while it lives nobody else would take them."""
+        for ended in list(self._ended):
+            if self._try(lambda ended=ended: self._database.release(*ended) is None):
+                self._ended.remove(ended)
+
+    def _mine(self, key: str) -> bool:
+        return key in self._leased and self._leased[key][0] == os.getpid()
 
     def _save(self) -> None:
         """Write what is in memory only; on a fault it stays there for the next time."""
@@ -291,28 +296,22 @@ class PlanStore:
                 measurements, plans = list(self._unsaved_measurements), dict(self._unsaved_plans)
             if not measurements and not plans:
                 return
-
-            def work(connection: sqlite3.Connection) -> bool:
-                statement = rows.insert("measurements", rows.MEASUREMENT_COLUMNS)
-                connection.executemany(statement, [row for _, row in measurements])
-                connection.executemany(
-                    rows.insert("plans", rows.PLAN_COLUMNS), [p.row for p in plans.values()]
-                )
-                return True
-
-            if not self._try_write(work):
+            tables = [row for _, row in measurements], [plan.row for plan in plans.values()]
+            tokens = [token for pid, token in self._leased.values() if pid == os.getpid()]
+            if not self._try(lambda: self._database.append(*tables, tokens) is None):
                 return
             with self._memory:
                 del self._unsaved_measurements[: len(measurements)]
                 for key, saved in plans.items():
                     if self._unsaved_plans[key] is saved:
                         del self._unsaved_plans[key]
+            self._end_leases()
 
-    def _try_write(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+    def _try(self, work: Callable[[], T]) -> T | None:
         """What `work` gives, or `None` on a fault."""
         with self._writing:
             try:
-                result = self._database.write(work)
+                result = work()
             except StoreFault as fault:
                 self._met(fault)
                 return None
@@ -323,10 +322,20 @@ class PlanStore:
         """What a query gives, or `None` on a fault."""
         with self._reading:
             try:
-                return self._database.rows(query, values)
+                found = self._database.rows(query, values)
             except StoreFault as fault:
                 self._met(fault)
                 return None
+        for row in found:
+            self._see(row)
+        return found
+
+    def _see(self, row: rows.Row) -> None:
+        """Let the clock know a row's stamp."""
+        names = row.keys()
+        for name in ("measured_at", "created_at"):
+            if name in names and isinstance(row[name], float):
+                self._clock.see(row[name])
 
     def _plan(self, row: rows.Row) -> Plan | None:
         return self._decode(row, lambda r: rows.plan(r, provenance()))
@@ -358,10 +367,7 @@ def _key(plan: Plan) -> PlanKey:
     return (plan.op, plan.bucket, plan.target, plan.objective)
 
 
-_living: weakref.WeakSet[PlanStore] = weakref.WeakSet()
-_registry_lock = threading.Lock()
 _stores: dict[Path, PlanStore] = {}
-_held: list[PlanStore] = []
 
 
 def store() -> PlanStore:
@@ -370,30 +376,6 @@ def store() -> PlanStore:
     found = _stores.get(folder)
     if found is None:
         made = PlanStore(folder)
-        with _registry_lock:
+        with forks.REGISTRY:
             found = _stores.setdefault(folder, made)
     return found
-
-
-def _before_fork() -> None:
-    """Wait until no thread has a file open: a child would inherit SQLite's locks with nobody to
-    release them."""
-    _registry_lock.acquire()
-    _held.extend(_living)
-    for living in _held:
-        for lock in living.locks:
-            lock.acquire()
-
-
-def _after_fork() -> None:
-    for living in _held:
-        for lock in living.locks:
-            lock.release()
-    _held.clear()
-    _registry_lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-    )

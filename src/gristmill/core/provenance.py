@@ -24,6 +24,21 @@ def provenance() -> str:
     return json.dumps(versions, sort_keys=True, separators=(",", ":"))
 
 
+def changed_since(kept: str) -> str:
+    """What is other now than when something was measured: `"triton 3.5.1, here 3.6.0"`; empty where
+    nothing is, or where it cannot be told."""
+    try:
+        then, now = json.loads(kept), json.loads(provenance())
+    except ValueError:
+        return ""
+    if not isinstance(then, dict):
+        return ""
+    names = [name for name in sorted({*then, *now}) if then.get(name, "") != now.get(name, "")]
+    return "; ".join(
+        f"{name} {then.get(name) or 'none'}, here {now.get(name) or 'none'}" for name in names
+    )
+
+
 def _driver() -> str:
     version = getattr(torch._C, "_cuda_getDriverVersion", None)
     return str(version()) if version is not None else ""

@@ -21,6 +21,7 @@ from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
 from gristmill.ops._generate import bound_function, key_function
+from gristmill.ops.agree import Asked, agreed_plan
 from gristmill.selection.select import select
 
 
@@ -118,6 +119,7 @@ def get_op(
     budget_s: float | None = None,
     trials: int | None = None,
     strategy: tuning.StrategyLike = "auto",
+    group: Any = None,
 ) -> BoundOp:
     """The operator chosen for these arguments: from the plan store, or by tuning if it is new.
 
@@ -139,37 +141,72 @@ def get_op(
         strategy: by name, or a strategy of yours: a class made with (space, problem, target, seed),
             or an object with `ask` and `tell` (`gristmill.tuning.Strategy`; docs/strategies.md).
             `auto` is exhaustive where that fits the trials, else the portfolio.
+        group: a `torch.distributed` group whose ranks are to agree: then this is a collective call,
+            which every rank of it makes. Of those whose arguments fall into one bucket, on one kind
+            of device under the same versions, the first selects or tunes, and all get its plan; the
+            others wait for it, so the group's time-out has to be longer than `budget_s`. Default:
+            this process asks for itself, and waits for nobody.
 
     Raises:
         UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.
-        TuningError: no candidate gave right results, or the reference itself raised.
+        TuningError: no candidate gave right results, or the reference itself raised. With `group`:
+            one of these on another rank, or a rank that is gone.
         StrategyError: a strategy of yours raised, or proposed what cannot be measured; what was
             measured, and the best of it as the plan, are kept.
         KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
             are kept.
     """
-    spec, values, problem, target = ask(op, args, kwargs, objective)
-    plan = select(spec, problem, target, objective)
+
+    def question() -> Asked:
+        asked = ask(op, args, kwargs, objective)
+        _wishes(tune, budget_s, trials, strategy)  # wrong ones are wrong with a plan too
+        return asked
+
+    def decide(asked: Asked) -> Plan:
+        return _plan(*asked, objective, strategy, *_wishes(tune, budget_s, trials, strategy))
+
+    (_, values, problem, _), plan = agreed_plan(group, objective, question, decide)
+    dispatch = dispatcher(op, objective)
+    dispatch.build(plan, values)
+    make = _bound_class(dispatch, dispatch.is_native(plan))
+    return make(dispatch, problem, plan, values)
+
+
+def _wishes(
+    tune: str | None, budget_s: float | None, trials: int | None, strategy: tuning.StrategyLike
+) -> tuple[bool, tuning.Budget | None]:
+    """Whether to tune, and within what limits, where any are given; checked."""
     policy = settings.current().tune if tune is None else tune
     if policy not in ("now", "never"):
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
-    if (budget_s, trials, strategy) != (None, None, "auto"):  # wrong ones are wrong with a plan too
-        _limits(budget_s, trials, strategy)
-    if policy == "now" and _wants_tuning(plan) and not tuning.refusal():
+    given = (budget_s, trials, strategy) != (None, None, "auto")
+    return policy == "now", _limits(budget_s, trials, strategy) if given else None
+
+
+def _plan(
+    spec: Op,
+    values: tuple[Any, ...],
+    problem: Problem,
+    target: Target,
+    objective: Objective,
+    strategy: tuning.StrategyLike,
+    may_tune: bool,
+    limits: tuning.Budget | None,
+) -> Plan:
+    """The plan that there is, or that tuning gives."""
+    plan = select(spec, problem, target, objective)
+    if may_tune and _wants_tuning(plan) and not tuning.refusal():
         store().forget()  # another process may have tuned it meanwhile
         plan = select(spec, problem, target, objective)
         if _wants_tuning(plan):
             # After an upgrade only the best few are measured again: the search is not repeated.
             explore = plan.origin != "tuned" or plan.provenance == INTERRUPTED
-            limits = _limits(budget_s, trials, strategy)
+            limits = limits or _limits(None, None, strategy)
             result = _tune(spec, values, problem, limits, strategy, explore=explore)
             plan = select(spec, problem, target, objective)
             if result.skipped:
                 plan = replace(plan, reason=f"{plan.reason}; {result.skipped}: ask again later")
-    dispatch = dispatcher(op, objective)
-    dispatch.build(plan, values)
-    make = _bound_class(dispatch, dispatch.is_native(plan))
-    return make(dispatch, problem, plan, values)
+    return plan
 
 
 def tune(
@@ -182,12 +219,17 @@ def tune(
     strategy: tuning.StrategyLike = "auto",
     seed: int = 0,
     roofline_stop: float | None = None,
+    afresh: bool = False,
 ) -> tuning.TuningResult:
     """Tune this problem now, whether it has a plan or not, and keep the plans for both objectives.
 
+    It goes on where a run of this problem ended, were it killed: what was measured with the same
+    sources and versions is not measured again, except in the last race.
+
     Args as for `get_op`; `seed` makes inputs and random search repeatable. `roofline_stop` ends the
     search where the best candidate is within this share of the roofline (0.02: 2%), which is
-    measured first; `result.stopped` says so.
+    measured first; `result.stopped` says so. `afresh` measures what was measured before too: after
+    a run on a busy device, say.
 
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
@@ -202,7 +244,7 @@ def tune(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
         )
     limits = _limits(budget_s, trials, strategy, roofline_stop)
-    result = _tune(spec, values, problem, limits, strategy, seed)
+    result = _tune(spec, values, problem, limits, strategy, seed, afresh=afresh)
     if result.skipped:
         raise TuningError(f"{problem} is not tuned: {result.skipped}. Wait for it, then ask again.")
     return result
@@ -210,7 +252,7 @@ def tune(
 
 def ask(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, objective: Objective
-) -> tuple[Op, tuple[Any, ...], Problem, Target]:
+) -> Asked:
     """What a question about an op and arguments is about, checked."""
     if objective not in OBJECTIVES:
         raise InvalidInputError(
@@ -257,6 +299,7 @@ def _tune(
     strategy: tuning.StrategyLike,
     seed: int = 0,
     explore: bool = True,
+    afresh: bool = False,
 ) -> tuning.TuningResult:
     bucket, target = spec.bucket(problem), device_target(spec.device(values))
     with store().lease(f"{spec.name}|{bucket.key}|{target.key}") as mine:
@@ -264,7 +307,7 @@ def _tune(
             return tuning.TuningResult(skipped="another process is tuning this very problem")
         device, observer = spec.device(values), tuning.observer()
         run = tuning.TuningRun(
-            spec, problem, device, store(), budget, strategy, seed, observer, explore
+            spec, problem, device, store(), budget, strategy, seed, observer, explore, afresh
         )
         try:
             result = run.run()

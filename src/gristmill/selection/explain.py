@@ -11,6 +11,7 @@ from gristmill.cache.store import store
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, Measurement, Objective, Plan
 from gristmill.core.problem import Problem
+from gristmill.core.provenance import changed_since
 from gristmill.core.registry import implementations
 from gristmill.core.target import Target
 from gristmill.selection.select import select
@@ -67,6 +68,7 @@ class Explanation:
                 "reason": plan.reason,
                 "bucket": plan.bucket,
                 "revalidate": plan.revalidate,
+                "changed": changed_since(plan.provenance) if plan.revalidate else "",
             },
             "rows": [asdict(row) for row in self.rows],
             "rejections": self.rejections,
@@ -81,9 +83,10 @@ class Explanation:
         if plan.provenance == INTERRUPTED:
             lines.append("its search was interrupted: the next get_op goes on with it")
         elif plan.revalidate:
+            changed = changed_since(plan.provenance)
             lines.append(
-                "measured under other versions of torch, Triton or the driver: "
-                "tune again to be sure"
+                f"measured under other versions{changed and f' ({changed})'}: it is used as it is "
+                "until get_op has measured the best few again; tune again to be sure"
             )
         lines += ["", *_table(self.rows[:ROWS])]
         if len(self.rows) > ROWS:

@@ -159,6 +159,7 @@ def tune(
             seed,
             tuning.observer(),
             explore or afresh,
+            afresh,
             skip=held and not afresh,
         )
         run.run()

@@ -33,6 +33,7 @@ from gristmill.tuners.travel import is_jitted, pack
 from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
 from gristmill.tuners.worker import TASK
 from gristmill.tuning.budget import Budget
+from gristmill.tuning.known import best_known
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer
 from gristmill.tuning.runner import STORED, TuningRun
@@ -320,12 +321,14 @@ class KernelRun(TuningRun):
         seed: int = 0,
         observer: Observer | None = None,
         explore: bool = True,
+        afresh: bool = False,
         skip: bool = False,
     ) -> None:
-        """`skip`: the configs of a list that were measured before are so only among the best."""
+        """`skip`: the configs of a list that were measured before, for whatever call of this key,
+        are so only among the best."""
         self._task, self._isolate = task, isolate
         super().__init__(
-            task, task.problem, device, store, budget, strategy, seed, observer, explore
+            task, task.problem, device, store, budget, strategy, seed, observer, explore, afresh
         )
         known = store.measurements(task.name, self.bucket.key, self.target.key)
         if skip and explore and isinstance(task.space, Choices):
@@ -360,15 +363,12 @@ class KernelRun(TuningRun):
         return NothingToCompile()
 
     def _first_candidates(self) -> list[Candidate]:
-        """As for an op, without what was measured once and is no config any more."""
+        """As for an op; a list has no prior, but a first one."""
         task = self._task
         rows = self.store.measurements(task.name, self.bucket.key, self.target.key)
-        rows = [m for m in rows if m.outcome.ok and m.source_hash == task.source_hash]
-        rows.sort(key=lambda m: m.outcome.time_us("graph"))
         first = Candidate(task.name, task.config(None, self.problem, self.target))
-        known = (m.candidate for m in rows if m.candidate != first)
-        valid = (c for c in known if task.holds(c.config, self.target))
-        return [first, *islice(valid, STORED)]
+        known = best_known(rows, (task,), self.problem, self.target)
+        return [first, *islice((c for c in known if c != first), STORED)]
 
     def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:
         plan = super()._plan(pool, objective)

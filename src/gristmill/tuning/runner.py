@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -33,6 +32,7 @@ from gristmill.tuning.budget import Budget, Evaluation, TuningResult
 from gristmill.tuning.choose import Samples, choose, tied_with_fastest
 from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.hints import hints_of
+from gristmill.tuning.known import best_known, known_outcomes, text_of
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.peers import against_peers
 from gristmill.tuning.progress import Observer, Silent, counted
@@ -61,9 +61,10 @@ class TuningRun:
         seed: int = 0,
         observer: Observer | None = None,
         explore: bool = True,
+        afresh: bool = False,
     ) -> None:
         """`explore=False` measures only what is measured first: to revalidate a plan after an
-        upgrade."""
+        upgrade. `afresh`: what was measured before is measured again."""
         self.op, self.problem, self.device, self.store = op, problem, device, store
         self.explore = explore
         self.budget = budget or Budget(settings.current().budget_s)
@@ -82,6 +83,7 @@ class TuningRun:
         asked = (problem, self.target, seed, hints, self.budget.trials)
         self._strategies = Searches(strategy, self._searched, *asked)
         self._roofline: Roofline | None = None
+        self._resumed = set() if afresh else self._resume()
         self._measurer = self.make_measurer(seed)
         self._verified: dict[Candidate, Samples] = {}  # right on every variant
 
@@ -100,6 +102,17 @@ class TuningRun:
     def make_pool(self) -> Compiles:
         """What compiles candidates ahead of their trial."""
         return CompilePool(self.problem, self.target)
+
+    def _resume(self) -> set[Candidate]:
+        """Take over what was measured before: among all of it the finalists race, and nothing else
+        is measured twice."""
+        rows = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
+        able = (*self._fixed, *self._searched)
+        known = known_outcomes(rows, able, self.problem, self.target, provenance())
+        self.result.outcomes.update(known)
+        for candidate, outcome in known.items():
+            self._strategies.tell(candidate, outcome)
+        return set(known)
 
     def _kind(self, candidate: Candidate) -> Kind:
         return self.tunable(candidate.implementation).kind
@@ -162,9 +175,13 @@ class TuningRun:
         return time.monotonic() - self._start
 
     @property
+    def _measured(self) -> set[Candidate]:
+        return self.result.outcomes.keys() - self._resumed
+
+    @property
     def _searching(self) -> bool:
         trials = self.budget.trials
-        spent = sum(self._kind(c) == "triton" for c in self.result.outcomes)
+        spent = sum(self._kind(c) == "triton" for c in self._measured)
         enough = trials is not None and spent >= trials
         self.result.stopped = at_roofline(
             self._best_us(), self._roofline, self.budget.roofline_stop
@@ -174,19 +191,17 @@ class TuningRun:
         return self.explore and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
 
     def _search(self, pool: Compiles) -> None:
-        """What is always measured first, however small the budget: the vendor calls, the priors and
-        the stored best (which compile meanwhile), the compiled reference. Then what the strategies
-        ask for, until the budget ends."""
-        first = self._first_candidates()
+        """What is always measured first, unless it was before: the vendor calls, the priors and the
+        stored best (which compile meanwhile), the compiled reference. Then what the strategies ask
+        for, until the budget ends."""
+        first = [c for c in self._first_candidates() if c not in self._resumed]
         for candidate in first:
             self._strategies[candidate.implementation].seen.add(candidate.config)
             pool.submit(candidate)
-        for impl in (i for i in self._fixed if i.kind == "vendor"):
-            self._measure(Candidate(impl.name, impl.config(None, self.problem, self.target)))
+        self._measure_fixed("vendor")
         for _ in first:
             self._measure(*pool.collect())
-        for impl in (i for i in self._fixed if i.kind == "compiled"):
-            self._measure(Candidate(impl.name, impl.config(None, self.problem, self.target)))
+        self._measure_fixed("compiled")
         if self.explore and self.budget.roofline_stop is not None:
             self._roofline = self._measurer.roofline()
         active = list(self._searched)
@@ -205,6 +220,12 @@ class TuningRun:
             candidate, compiled = pool.collect()
             self._measure(candidate, against_peers(candidate, compiled, self.result.outcomes))
 
+    def _measure_fixed(self, kind: Kind) -> None:
+        for impl in (i for i in self._fixed if i.kind == kind):
+            candidate = Candidate(impl.name, impl.config(None, self.problem, self.target))
+            if candidate not in self._resumed:
+                self._measure(candidate)
+
     def _measure(self, candidate: Candidate, compiled: Outcome | None = None) -> None:
         """Measure a candidate (unless its compilation failed), and tell everyone."""
         outcome = compiled
@@ -218,7 +239,7 @@ class TuningRun:
         batch = max(1, settings.current().compile_jobs)
         if self.budget.trials is None:
             return batch
-        spent = sum(c.implementation in self._strategies for c in self.result.outcomes) + pending
+        spent = sum(c.implementation in self._strategies for c in self._measured) + pending
         return max(0, min(batch, self.budget.trials - spent))
 
     def _first_candidates(self) -> list[Candidate]:
@@ -229,12 +250,8 @@ class TuningRun:
             except ValueError as error:  # outside its own space: a row, and the search goes on
                 reason = f"its prior is not valid: {error}"
                 self._tell(Candidate(impl.name), Outcome("unsupported", reason))
-        known = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
-        best = sorted((m for m in known if m.outcome.ok), key=lambda m: m.outcome.time_us("graph"))
-        hashes = {impl.name: impl.source_hash for impl in self._searched}
-        stored = (
-            m.candidate for m in best if hashes.get(m.candidate.implementation) == m.source_hash
-        )
+        rows = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
+        stored = best_known(rows, self._searched, self.problem, self.target)
         first += list(islice((c for c in stored if c not in first), STORED))
         return first
 
@@ -249,8 +266,7 @@ class TuningRun:
         self.result.trajectory.append(Evaluation(candidate, outcome, self._elapsed_s))
         self._strategies.tell(candidate, outcome)
         self._unsaved.append(candidate)
-        if len(self._unsaved) >= 32:
-            self._save_measurements()
+        self._save_measurements()  # at once: whoever kills this run loses the trial in flight
         self.observer.told(candidate, outcome, self._elapsed_s)
 
     def _finalists(self) -> list[Candidate]:
@@ -279,6 +295,7 @@ class TuningRun:
                 self._unsaved.append(candidate)
                 if outcome.ok:
                     self._verified[candidate] = sample
+            self._save_measurements()
             searched = [c for c in finalists if c.implementation in self._strategies]
             if not searched or any(c in self._verified for c in searched):
                 return
@@ -341,22 +358,20 @@ class TuningRun:
         return not (plan.revalidate or failed) and plan.source_hash == source
 
     def _save_measurements(self) -> None:
-        rows: list[Any] = []
-        for candidate in dict.fromkeys(self._unsaved):
-            impl = self.tunable(candidate.implementation)
-            rows.append(
-                Measurement(
-                    op=self.op.name,
-                    candidate=candidate,
-                    source_hash=impl.source_hash,
-                    bucket=self.bucket.key,
-                    target=self.target.key,
-                    problem=str(self.problem),
-                    outcome=self.result.outcomes[candidate],
-                    provenance=provenance(),
-                    measured_at=time.time(),
-                )
+        rows = [
+            Measurement(
+                op=self.op.name,
+                candidate=candidate,
+                source_hash=self.tunable(candidate.implementation).source_hash,
+                bucket=self.bucket.key,
+                target=self.target.key,
+                problem=text_of(self.problem),
+                outcome=self.result.outcomes[candidate],
+                provenance=provenance(),
+                measured_at=self.store.now(),
             )
+            for candidate in dict.fromkeys(self._unsaved)
+        ]
         self._unsaved.clear()
         if rows:
             self.store.record(rows)
@@ -366,7 +381,9 @@ class TuningRun:
         failed = sum(o.status not in ("ok", "slow") for o in outcomes)
         if self.result.skipped:
             return f"not tuned: {self.result.skipped}"
-        text = f"{counted(len(outcomes), 'candidate')} in {self.result.seconds:.1f} s"
+        text = f"{counted(len(self._measured), 'candidate')} in {self.result.seconds:.1f} s"
+        if self._resumed:
+            text += f" and {len(self._resumed)} from before"
         if failed:
             text += f", {failed} failed"
         if self.result.stopped:

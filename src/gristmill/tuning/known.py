@@ -1,0 +1,55 @@
+"""What earlier runs measured, as far as a run may take it over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from gristmill.core.plan import Candidate, Measurement, Outcome
+from gristmill.core.problem import Problem
+from gristmill.core.target import Target
+from gristmill.errors import InvalidConfigError
+from gristmill.tuning.subject import Tunable
+
+
+def text_of(problem: Problem) -> str:
+    """A problem as it stands beside its measurements: text that any row can keep."""
+    return str(problem).encode("utf-8", "backslashreplace").decode()
+
+
+def known_outcomes(
+    rows: Iterable[Measurement],
+    tunables: Sequence[Tunable],
+    problem: Problem,
+    target: Target,
+    provenance: str,
+) -> dict[Candidate, Outcome]:
+    """The outcomes of this very problem, with the sources as they are, under these versions: of a
+    run that was killed, or had fewer candidates. (Another problem of the bucket takes another
+    time; a launch may have failed for want of memory.)"""
+    text = text_of(problem)
+    same = [m for m in rows if m.provenance == provenance and m.problem == text]
+    known = _valid(same, tunables, problem, target)
+    return {candidate: o for candidate, o in known if o.status != "launch_error"}
+
+
+def best_known(
+    rows: Iterable[Measurement], tunables: Sequence[Tunable], problem: Problem, target: Target
+) -> Iterator[Candidate]:
+    """The candidates that were right in this bucket, with the sources as they are and under
+    whatever versions, the fastest first."""
+    right = sorted((m for m in rows if m.outcome.ok), key=lambda m: m.outcome.time_us("graph"))
+    return (candidate for candidate, _ in _valid(right, tunables, problem, target))
+
+
+def _valid(
+    rows: Iterable[Measurement], tunables: Sequence[Tunable], problem: Problem, target: Target
+) -> Iterator[tuple[Candidate, Outcome]]:
+    by_name = {one.name: one for one in tunables}
+    for m in rows:
+        one = by_name.get(m.candidate.implementation)
+        if one is not None and m.source_hash == one.source_hash:
+            try:
+                config = one.config(m.candidate.config, problem, target)
+            except InvalidConfigError:  # no point of its space any more
+                continue
+            yield Candidate(one.name, config), m.outcome
