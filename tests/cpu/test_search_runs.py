@@ -1,4 +1,4 @@
-"""Strategies inside a tuning run: a user's own, broken ones, what is not timed, and when to stop."""
+"""Strategies inside a tuning run: a user's own, broken ones, what is not timed, when to stop."""
 
 from __future__ import annotations
 

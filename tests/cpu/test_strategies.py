@@ -127,22 +127,22 @@ def test_without_optuna(monkeypatch):
         make_strategy("optuna", SMALL, PROBLEM, HOPPER, 0)
 
 
-def test_what_was_fast_elsewhere_is_at_most_a_quarter_and_comes_in_order():
-    space = Space(*(pow2(name, 1, 64) for name in "ABC"))
-    fast = tuple(space.valid(PROBLEM, HOPPER))[-12:]
+def test_what_was_fast_elsewhere_is_a_quarter_of_the_proposals_and_comes_in_order():
+    space = Space(*(pow2(name, 1, 64) for name in "ABCD"))
+    fast = tuple(space.valid(PROBLEM, HOPPER))[1200:1212]
     strategy = make_strategy("portfolio", space, PROBLEM, HOPPER, 0, Hints(neighbours=fast))
     found = []
-    while len(found) < 100:
+    while len(found) < 60:
         asked = strategy.ask(5)
         found += asked
         for config in asked:
             strategy.tell(config, outcome(config))
-    for count in (5, 20, 60):
-        taken = [config for config in found[:count] if config in fast]
-        assert taken[: count // 4] == list(fast[: count // 4])
-    assert set(fast) <= set(found)
+    for count in (5, 20, 40):
+        taken = set(found[:count]) & set(fast)
+        assert set(fast[: count // 4]) <= taken
+        assert len(taken) <= count // 4 + 1  # one more by chance
     plain = make_strategy("portfolio", space, PROBLEM, HOPPER, 0)
-    assert not set(plain.ask(5)) & set(fast[:1])
+    assert not set(plain.ask(20)) & set(fast)
 
 
 def test_an_estimate_orders_the_first_proposals():
