@@ -45,7 +45,11 @@ class Optuna(Learner):
             with warnings.catch_warnings():  # constant_liar may change, it says: so may we
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 sampler = optuna.samplers.TPESampler(
-                    seed=self.seed, n_startup_trials=0, constant_liar=True
+                    seed=self.seed,
+                    n_startup_trials=0,
+                    constant_liar=True,
+                    multivariate=True,
+                    group=True,
                 )
             self._study = optuna.create_study(sampler=sampler)
         finally:
