@@ -16,6 +16,7 @@ from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import named_target
 from gristmill.errors import MissingExtraError
+from gristmill.tuners.choices import Choices
 from gristmill.tuning.strategies import STRATEGIES, Hints, make_strategy
 from gristmill.tuning.strategies._pool import Pool
 
@@ -119,6 +120,16 @@ def test_thousands_of_knobs_are_searched_in_bounded_time_and_memory(name):
         assert THOUSANDS.config(config.knobs, PROBLEM, HOPPER) == config
     assert peak - before < 300_000  # KiB
     assert time.monotonic() - start < 120
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_list_of_configs_is_searched_to_its_end(name):
+    """A space without knobs: what its configs differ in stands for them."""
+    triton = [{"BLOCK": 2**i, "num_warps": w} for i in range(4, 10) for w in (1, 2, 4, 8)]
+    space = Choices([*triton, {"BLOCK": 16, "mode": "odd"}, {"BLOCK": None, "num_warps": 4}])
+    found = proposals(name, space, seed=0, limit=100)
+    assert len(found) == len(set(found)) == 26
+    assert set(found) == set(space.values)
 
 
 def test_without_optuna(monkeypatch):

@@ -37,7 +37,7 @@ class Optuna(Learner):
         self._optuna = optuna
         self._spaces = {
             knob.name: optuna.distributions.CategoricalDistribution(range(len(knob.values)))
-            for knob in self.space.knobs
+            for knob in self.pool.knobs
         }
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study is no news
@@ -75,7 +75,7 @@ class Optuna(Learner):
         if trial is not None:
             self._study.tell(trial, goal)
             return
-        values = {knob.name: knob.values for knob in self.space.knobs}
+        values = {knob.name: knob.values for knob in self.pool.knobs}
         known = {name: value for name, value in config.knobs.items() if name in values}
         self._study.add_trial(
             self._optuna.trial.create_trial(
@@ -90,7 +90,7 @@ class Optuna(Learner):
         """A config of Optuna's, marked as seen; or none, where what it drew is of no use."""
         trial = self._study.ask()
         values: dict[str, Value] = {}
-        for knob in self.space.knobs:  # one that is not active is not asked for
+        for knob in self.pool.knobs:  # one that is not active is not asked for
             if knob.active is None or knob.active(values, self.problem, self.target):
                 values[knob.name] = knob.values[
                     trial.suggest_categorical(knob.name, range(len(knob.values)))
