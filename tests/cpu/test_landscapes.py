@@ -53,20 +53,21 @@ def test_the_portfolio_reaches_what_it_has_to_without_hints():
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", LANDSCAPES)
 def test_on_every_landscape_the_portfolio_is_above_chance(name):
-    assert (reached("portfolio", name) > reached("random", name) + (0.05, 0.03, 0.03)).all()
+    above = reached("portfolio", name) - reached("random", name)
+    assert (above > (0.05, 0.03, 0.03)).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["bayesian", "evolutionary", "optuna"])
 def test_those_that_learn_are_nearer_to_the_optimum_than_chance(strategy):
-    landscape = LANDSCAPES["rows"]
-    runs = [landscape.search(strategy, seed, 104)[-1] for seed in range(3)]
-    chance = [landscape.search("random", seed, 104)[-1] for seed in range(3)]
+    kinds = [LANDSCAPES["rows"], LANDSCAPES["stencil"]]
+    runs = [kind.search(strategy, seed, 104)[-1] for kind in kinds for seed in range(3)]
+    chance = [kind.search("random", seed, 104)[-1] for kind in kinds for seed in range(3)]
     assert np.mean(runs) > np.mean(chance) + 0.02
 
 
 def test_a_batch_costs_less_than_a_compile():
-    """At most 50 ms, of the process's own time on a 2-core machine: the median of a search's asks."""
+    """The median of a search's asks, in the process's own time (a neighbour's load counts not)."""
     landscape = LANDSCAPES["wide_gemm"]
     strategy = make_strategy("portfolio", landscape.space, landscape.problem, landscape.target, 0)
     times = []
@@ -77,4 +78,3 @@ def test_a_batch_costs_less_than_a_compile():
         for config in asked:
             strategy.tell(config, landscape.measure(config))
     assert np.median(times) < 0.1
-    print(f"{1e3 * np.median(times):.0f} ms an ask")

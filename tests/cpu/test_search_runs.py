@@ -1,9 +1,11 @@
-"""Strategies inside a tuning run: a user's own, broken ones, what is not timed, and when to stop."""
+"""Strategies inside a tuning run: a user's own, broken ones, what is not timed, when to stop."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,6 +181,15 @@ def test_a_users_object_searches_one_space_and_is_refused_for_several():
 
     with pytest.raises(gm.InvalidInputError, match=r"one Listed.*2 spaces.*Pass the class"):
         start(Listed(SPACE, None, None, 0), Two)
+
+
+def test_the_strategy_of_the_documentation_searches():
+    text = (Path(__file__).parents[2] / "docs/strategies.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^gm.tune", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    found = {c.config for c in start(names["Sprinkle"]).run().outcomes}
+    assert found == set(SPACE.valid(None, None))
 
 
 @pytest.mark.parametrize(

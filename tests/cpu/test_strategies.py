@@ -16,6 +16,7 @@ from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.space import Space, choice, derive, flag, pow2, require, when
 from gristmill.core.target import named_target
 from gristmill.errors import MissingExtraError
+from gristmill.tuners.choices import Choices
 from gristmill.tuning.strategies import STRATEGIES, Hints, make_strategy
 from gristmill.tuning.strategies._pool import Pool
 
@@ -121,28 +122,38 @@ def test_thousands_of_knobs_are_searched_in_bounded_time_and_memory(name):
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_list_of_configs_is_searched_to_its_end(name):
+    """A space without knobs: what its configs differ in stands for them."""
+    triton = [{"BLOCK": 2**i, "num_warps": w} for i in range(4, 10) for w in (1, 2, 4, 8)]
+    space = Choices([*triton, {"BLOCK": 16, "mode": "odd"}, {"BLOCK": None, "num_warps": 4}])
+    found = proposals(name, space, seed=0, limit=100)
+    assert len(found) == len(set(found)) == 26
+    assert set(found) == set(space.values)
+
+
 def test_without_optuna(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"`gristmill\[tune\]`.*'portfolio'"):
         make_strategy("optuna", SMALL, PROBLEM, HOPPER, 0)
 
 
-def test_what_was_fast_elsewhere_is_at_most_a_quarter_and_comes_in_order():
-    space = Space(*(pow2(name, 1, 64) for name in "ABC"))
-    fast = tuple(space.valid(PROBLEM, HOPPER))[-12:]
+def test_what_was_fast_elsewhere_is_a_quarter_of_the_proposals_and_comes_in_order():
+    space = Space(*(pow2(name, 1, 64) for name in "ABCD"))
+    fast = tuple(space.valid(PROBLEM, HOPPER))[1200:1212]
     strategy = make_strategy("portfolio", space, PROBLEM, HOPPER, 0, Hints(neighbours=fast))
     found = []
-    while len(found) < 100:
+    while len(found) < 60:
         asked = strategy.ask(5)
         found += asked
         for config in asked:
             strategy.tell(config, outcome(config))
-    for count in (5, 20, 60):
-        taken = [config for config in found[:count] if config in fast]
-        assert taken[: count // 4] == list(fast[: count // 4])
-    assert set(fast) <= set(found)
+    for count in (5, 20, 40):
+        taken = set(found[:count]) & set(fast)
+        assert set(fast[: count // 4]) <= taken
+        assert len(taken) <= count // 4 + 1  # one more by chance
     plain = make_strategy("portfolio", space, PROBLEM, HOPPER, 0)
-    assert not set(plain.ask(5)) & set(fast[:1])
+    assert not set(plain.ask(20)) & set(fast)
 
 
 def test_an_estimate_orders_the_first_proposals():

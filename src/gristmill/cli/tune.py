@@ -63,7 +63,16 @@ Out = Annotated[Path | None, typer.Option("--out", help="Write the record of the
 Strategy = Annotated[
     str,
     typer.Option(
-        "--strategy", help="exhaustive, random, evolutionary, bayesian, portfolio, or auto."
+        "--strategy", help="exhaustive, random, evolutionary, bayesian, optuna, portfolio, or auto."
+    ),
+]
+RooflineStop = Annotated[
+    float | None,
+    typer.Option(
+        "--roofline-stop",
+        metavar="SHARE",
+        help="End a search within this share of the roofline, as 0.02.",
+        show_default="off",
     ),
 ]
 
@@ -79,6 +88,7 @@ def command(
     budget: Budget = None,
     trials: Trials = None,
     strategy: Strategy = "auto",
+    roofline_stop: RooflineStop = None,
     seed: Seed = 0,
     objective: ObjectiveName = "eager",
     out: Out = None,
@@ -101,7 +111,7 @@ def command(
     explanations, records, reports, interrupted = [], [], [], False
     for one in problems:
         try:
-            result = _tune(one, where, seconds, trials, strategy, seed)
+            result = _tune(one, where, seconds, trials, strategy, seed, roofline_stop)
         except KeyboardInterrupt as stop:
             interrupted = True
             result = stop.result if isinstance(stop, TuningInterrupted) else TuningResult()
@@ -165,10 +175,17 @@ def _tune(
     trials: int | None,
     strategy: str,
     seed: int,
+    roofline_stop: float | None = None,
 ) -> TuningResult:
     values = arguments(workload.problem, device)
     result = tune(
-        workload.problem.op, values, budget_s=seconds, trials=trials, strategy=strategy, seed=seed
+        workload.problem.op,
+        values,
+        budget_s=seconds,
+        trials=trials,
+        strategy=strategy,
+        seed=seed,
+        roofline_stop=roofline_stop,
     )
     if not result.outcomes:
         raise TuningError(
@@ -184,6 +201,7 @@ def _report(result: TuningResult) -> dict[str, Any]:
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
     return {
         "interrupted": result.interrupted,
+        "stopped": result.stopped,
         "seconds": result.seconds,
         "candidates": counts,
     }

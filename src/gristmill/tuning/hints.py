@@ -4,7 +4,7 @@ other problems of the op."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 
 from gristmill.cache.store import PlanStore
@@ -84,16 +84,18 @@ def _neighbours(
 ) -> tuple[Config, ...]:
     """Valid configs of an implementation that were fast elsewhere: the best of every bucket, then
     the second, ..."""
-    columns = []
-    for rows in near:
-        own = (m for m in rows if m.candidate.implementation == impl.name)
-        same = (m for m in own if m.source_hash == impl.source_hash)
-        columns.append(list(islice(same, EACH)))
-    found: dict[Config, None] = {}
-    for measurement in (m for rank in zip_longest(*columns) for m in rank if m is not None):
-        try:
-            config = impl.config(measurement.candidate.config, problem, target)
-        except InvalidConfigError:  # not valid for these sizes, or on this device
-            continue
-        found.setdefault(config)
-    return tuple(islice(found, NEIGHBOURS))
+    columns = [islice(_valid(impl, problem, target, rows), EACH) for rows in near]
+    ranks = (config for rank in zip_longest(*columns) for config in rank if config is not None)
+    return tuple(islice(dict.fromkeys(ranks), NEIGHBOURS))
+
+
+def _valid(
+    impl: Tunable, problem: Problem, target: Target, rows: Sequence[Measurement]
+) -> Iterator[Config]:
+    """The configs of an implementation's rows, as its sources are, that are valid here."""
+    for m in rows:
+        if (m.candidate.implementation, m.source_hash) == (impl.name, impl.source_hash):
+            try:
+                yield impl.config(m.candidate.config, problem, target)
+            except InvalidConfigError:  # not for these sizes, or not on this device
+                continue

@@ -80,8 +80,7 @@ class Checked:
                 f"dict from knob to value. Give such ({DOCUMENTED})."
             )
         try:
-            knobs = values.knobs if isinstance(values, Config) else values
-            config = self._space.config(knobs, self._problem, self._target)
+            config = self._space.config(values, self._problem, self._target)
         except InvalidConfigError as error:
             raise StrategyError(
                 f"`ask` of {self.name} gave a config that is not valid: {error} A strategy "

@@ -28,19 +28,22 @@ class Pool:
     def __init__(self, space: Space, problem: Problem, target: Target, seed: int) -> None:
         self.space, self.problem, self.target = space, problem, target
         self.random = random.Random(seed)
-        self.is_whole = space.size <= ENUMERATED_POINTS
+        self._is_list = not space.knobs  # of configs: what they differ in are its knobs
+        self.is_whole = self._is_list or space.size <= ENUMERATED_POINTS
+        listed = list(space.valid(problem, target)) if self._is_list else []
+        self.knobs = space.knobs or _knobs_of(listed)
         self._sampler = Sampler(space, problem, target)
         self._index: dict[Config, int] = {}
         self._near: dict[Config, list[Config]] = {}
-        self._ordered = [_is_ordered(knob) for knob in space.knobs]
-        numbers = [k for k in space.knobs if _is_size(k)]
+        self._ordered = [_is_ordered(knob) for knob in self.knobs]
+        numbers = [k for k in self.knobs if _is_size(k)]
         few = numbers if len(numbers) <= PAIRED_KNOBS else []
         self._pairs = list(itertools.combinations([k.name for k in few], 2))
         self._rows: list[np.ndarray] = []
         if self.is_whole:
-            self.add(space.valid(problem, target))
+            self.add(listed or space.valid(problem, target))
         else:
-            wanted = SAMPLED_VALUES // max(1, len(space.knobs))
+            wanted = SAMPLED_VALUES // len(self.knobs)
             self.grow(max(32, min(SAMPLED_CONFIGS, wanted)))
 
     def __len__(self) -> int:
@@ -77,7 +80,7 @@ class Pool:
         if config not in self._near:
             found = (
                 self.changed(config, {knob.name: value})
-                for knob in self.space.knobs
+                for knob in self.knobs
                 if knob.name in config.knobs
                 for value in knob.values
                 if value != config.knobs[knob.name]
@@ -88,14 +91,14 @@ class Pool:
     @property
     def has_neighbourhoods(self) -> bool:
         """Whether a config's neighbours are few enough to look at all of them."""
-        return sum(len(knob.values) for knob in self.space.knobs) <= SAMPLED_VALUES // 1000
+        return sum(len(knob.values) for knob in self.knobs) <= SAMPLED_VALUES // 1000
 
     def mutated(self, config: Config, rng: random.Random) -> Config | None:
         """`config` with one to three knobs changed, mended where that breaks a constraint of a
         space that is sampled."""
         changes = {
             knob.name: rng.choice(knob.values)
-            for knob in rng.sample(self.space.knobs, min(rng.randint(1, 3), len(self.space.knobs)))
+            for knob in rng.sample(self.knobs, min(rng.randint(1, 3), len(self.knobs)))
         }
         return self.changed(config, changes, None if self.is_whole else rng)
 
@@ -104,7 +107,10 @@ class Pool:
     ) -> Config | None:
         """`config` with other values; a knob that they switch on takes its first one. `None` where
         that is not valid, or (with `rng`) cannot be mended."""
-        first: dict[str, Value] = {knob.name: knob.values[0] for knob in self.space.knobs}
+        if self._is_list:
+            listed = Config({**config.knobs, **changes})
+            return listed if listed in self._index else None
+        first: dict[str, Value] = {knob.name: knob.values[0] for knob in self.knobs}
         values = {**first, **config.knobs, **changes}
         point = self.space.point(values, self.problem, self.target)
         if not isinstance(point, Rejection):
@@ -113,7 +119,7 @@ class Pool:
 
     def _encode(self, config: Config) -> np.ndarray:
         row: list[float] = []
-        for knob, ordered in zip(self.space.knobs, self._ordered, strict=True):
+        for knob, ordered in zip(self.knobs, self._ordered, strict=True):
             value = config.knobs.get(knob.name)
             at = knob.values.index(value) if knob.name in config.knobs else -1
             if ordered:
@@ -130,6 +136,18 @@ class Pool:
             both = a in config.knobs and b in config.knobs
             row.append(math.log2(float(config[a]) * float(config[b])) if both else -1.0)
         return np.asarray(row, np.float32)
+
+
+def _knobs_of(configs: Sequence[Config]) -> tuple[Knob, ...]:
+    """What the configs of a list differ in."""
+    values: dict[str, set[Value]] = {}
+    for config in configs:
+        for name, value in config.knobs.items():
+            values.setdefault(name, set()).add(value)
+    return tuple(
+        Knob(name, tuple(sorted(found, key=lambda v: (str(type(v)), v if v is not None else 0))))
+        for name, found in sorted(values.items())
+    )
 
 
 def _is_ordered(knob: Knob) -> bool:

@@ -36,8 +36,8 @@ class Evolutionary(Learner):
 
     def _child(self, mother: Config, father: Config) -> Config | None:
         values: dict[str, Value] = {}
-        rate = CHANGED_KNOBS / len(self.space.knobs)
-        for knob in self.space.knobs:
+        rate = CHANGED_KNOBS / max(1, len(self.pool.knobs))
+        for knob in self.pool.knobs:
             if self.random.random() < rate:
                 values[knob.name] = self.random.choice(knob.values)
             elif self.random.random() < 0.5 and knob.name in father.knobs:

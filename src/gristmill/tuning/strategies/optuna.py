@@ -37,7 +37,7 @@ class Optuna(Learner):
         self._optuna = optuna
         self._spaces = {
             knob.name: optuna.distributions.CategoricalDistribution(range(len(knob.values)))
-            for knob in self.space.knobs
+            for knob in self.pool.knobs
         }
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study is no news
@@ -45,7 +45,11 @@ class Optuna(Learner):
             with warnings.catch_warnings():  # constant_liar may change, it says: so may we
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 sampler = optuna.samplers.TPESampler(
-                    seed=self.seed, n_startup_trials=0, constant_liar=True
+                    seed=self.seed,
+                    n_startup_trials=0,
+                    constant_liar=True,
+                    multivariate=True,
+                    group=True,
                 )
             self._study = optuna.create_study(sampler=sampler)
         finally:
@@ -71,7 +75,7 @@ class Optuna(Learner):
         if trial is not None:
             self._study.tell(trial, goal)
             return
-        values = {knob.name: knob.values for knob in self.space.knobs}
+        values = {knob.name: knob.values for knob in self.pool.knobs}
         known = {name: value for name, value in config.knobs.items() if name in values}
         self._study.add_trial(
             self._optuna.trial.create_trial(
@@ -86,7 +90,7 @@ class Optuna(Learner):
         """A config of Optuna's, marked as seen; or none, where what it drew is of no use."""
         trial = self._study.ask()
         values: dict[str, Value] = {}
-        for knob in self.space.knobs:  # one that is not active is not asked for
+        for knob in self.pool.knobs:  # one that is not active is not asked for
             if knob.active is None or knob.active(values, self.problem, self.target):
                 values[knob.name] = knob.values[
                     trial.suggest_categorical(knob.name, range(len(knob.values)))
