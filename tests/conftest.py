@@ -17,6 +17,7 @@ from hypothesis import settings
 PLUGINS = Path(__file__).parent / "plugins"
 SCRATCH = Path(tempfile.mkdtemp(prefix="gristmill-tests-"))
 os.environ["GRISTMILL_CACHE_DIR"] = str(SCRATCH / "cache")
+os.environ["GRISTMILL_PACK_DIR"] = str(SCRATCH / "packs")  # untuned is untuned on any device
 os.environ["GRISTMILL_LOCK_DIR"] = str(SCRATCH / "locks")  # other test runs are no tuners
 # Processes that a test starts see the sources that it sees (`pythonpath` in pyproject.toml).
 SOURCES = [str(Path(__file__).parents[1] / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from gristmill import settings, tuning
+from gristmill.cache.shipped import shipped
 from gristmill.cache.store import store
 from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
@@ -21,6 +22,7 @@ from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
 from gristmill.ops._generate import bound_function, key_function
+from gristmill.selection.frozen import active, refuse_tuning
 from gristmill.selection.select import select
 
 
@@ -133,7 +135,8 @@ def get_op(
         objective: `eager` ranks by the longer of host and device time of a call, `graph` by
             CUDA-graph replay time.
         tune: `now` tunes a problem that has no plan (under a progress line on a terminal), `never`
-            takes what selection has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
+            takes what selection has, and so does every call while plans are frozen. Default: the
+            setting `GRISTMILL_TUNE`, which is `now`.
         budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
             Default: 60 s.
         strategy: by name (docs/cli.md), or `auto`: exhaustive in a small space, else random.
@@ -141,6 +144,7 @@ def get_op(
     Raises:
         UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.
         TuningError: no candidate gave right results, or the reference itself raised.
+        FrozenError: plans are frozen to a strict lock file that has none for this problem.
         KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
             are kept.
     """
@@ -151,7 +155,7 @@ def get_op(
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
     if (budget_s, trials, strategy) != (None, None, "auto"):  # wrong ones are wrong with a plan too
         _limits(budget_s, trials, strategy)
-    if policy == "now" and _wants_tuning(plan) and not tuning.refusal():
+    if policy == "now" and _wants_tuning(plan) and not (tuning.refusal() or active()):
         store().forget()  # another process may have tuned it meanwhile
         plan = select(spec, problem, target, objective)
         if _wants_tuning(plan):
@@ -185,10 +189,12 @@ def tune(
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
             the reference raised.
+        FrozenError: plans are frozen.
         TuningInterrupted: a `KeyboardInterrupt` with the result so far, after keeping what was
             measured.
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
+    refuse_tuning(str(problem))
     reason = tuning.refusal()
     if reason:
         raise TuningError(
@@ -249,6 +255,7 @@ def _tune(
         if not mine:  # another process is tuning this very problem: use what there is
             return tuning.TuningResult(skipped="another process is tuning this very problem")
         device, observer = spec.device(values), tuning.observer()
+        _adopt(spec.name, bucket.key, target.key)
         run = tuning.TuningRun(
             spec, problem, device, store(), budget, strategy, seed, observer, explore
         )
@@ -257,3 +264,16 @@ def _tune(
     if result.interrupted:
         raise tuning.TuningInterrupted(result)
     return result
+
+
+def _adopt(op: str, bucket_key: str, target_key: str) -> None:
+    """Give the store what a shipped pack has for a bucket of which it knows nothing: a search that
+    starts there measures it again, and it is what has to be beaten."""
+    if store().measurements(op, bucket_key, target_key):
+        return
+    rows = shipped(target_key).rows_of(op, bucket_key, target_key)
+    if rows.measurements:
+        store().record(rows.measurements)
+    for kept in rows.plans:
+        if store().plan(op, bucket_key, target_key, kept.plan.objective) is None:
+            store().save_plan(kept.plan, kept.family, kept.axes)
