@@ -59,6 +59,20 @@ def fresh_store(tmp_path):
 
 
 @pytest.fixture
+def pack_dir(tmp_path, fresh_store):
+    """An empty folder for shipped packs; nothing is remembered of another one."""
+    from gristmill import settings as library
+    from gristmill.cache import shipped
+
+    folder = tmp_path / "packs"
+    folder.mkdir()
+    shipped._read.cache_clear()
+    with library.override(pack_dir=folder):
+        yield folder
+    shipped._read.cache_clear()
+
+
+@pytest.fixture
 def faulty():
     """The plug-in op `twice`, whose implementations fail in every way; known here and, by its entry
     point, in workers."""

@@ -118,7 +118,7 @@ def _of_entry(q: _Question, entry: LockedPlan) -> Plan | None:
         candidate = Candidate(impl.name, impl.config(None, q.problem, q.target))
     except InvalidConfigError:
         return None
-    return replace(entry.plan, candidate=candidate, fallback=candidate)
+    return replace(entry.plan, candidate=candidate, fallback=candidate, revalidate=False)
 
 
 def prior_plan(op: Op, problem: Problem, target: Target, objective: Objective) -> Plan:
