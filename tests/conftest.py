@@ -42,15 +42,19 @@ def pytest_ignore_collect(collection_path):
 
 @pytest.fixture
 def fresh_store(tmp_path):
-    """An empty plan store for one test, and no bound call that remembers another one's plan."""
+    """An empty plan store for one test, and no bound call or lock that remembers another one's
+    plans."""
     from gristmill import settings as library
     from gristmill.cache.store import store
     from gristmill.core.registry import op_names
     from gristmill.ops._dispatch import forget
+    from gristmill.selection import frozen
 
     def forget_all():
         for name in (*op_names(), "twice"):
             forget(name)
+        frozen.activate(None)
+        frozen.forget_used()
 
     with library.override(cache_dir=tmp_path / "cache"):
         forget_all()

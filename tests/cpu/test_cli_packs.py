@@ -10,7 +10,8 @@ from pack_cases import OLD, TARGET, beside, kept, ship
 from typer.testing import CliRunner
 
 from gristmill import settings
-from gristmill.cache import lockfile, packs
+from gristmill.cache import packs
+from gristmill.cache.lockfile import read_lock
 from gristmill.cache.packs import Pack
 from gristmill.cache.shipped import pack_name
 from gristmill.cache.store import store
@@ -135,7 +136,7 @@ def test_freeze_writes_what_the_store_and_the_pack_have(run, tmp_path, pack_dir)
     save(kept())
     ship(pack_dir, kept(1024))
     assert "gristmill-lock.json: 2 plans" in run("freeze").stdout
-    assert not lockfile.read(tmp_path / "gristmill-lock.json").strict
+    assert not read_lock(tmp_path / "gristmill-lock.json").strict
     assert ", strict" in run("freeze", "--strict", "s.json").stdout
     run("freeze", "--check", "s.json")
 

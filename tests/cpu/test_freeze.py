@@ -16,8 +16,7 @@ from store_cases import warns
 
 import gristmill as gm
 from gristmill import settings
-from gristmill.cache import lockfile
-from gristmill.cache.lockfile import Lock, LockedPlan
+from gristmill.cache.lockfile import Lock, LockedPlan, read_lock
 from gristmill.cache.store import store
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate
@@ -29,17 +28,7 @@ from gristmill.selection import frozen
 from gristmill.selection.frozen import FrozenWarning
 from gristmill.selection.select import select
 
-pytestmark = pytest.mark.usefixtures("thawed")
-
-
-@pytest.fixture
-def thawed(pack_dir):
-    """No plan was used and none is frozen, before and after."""
-    frozen.forget_used()
-    yield
-    gm.thaw()
-    frozen.activate(None)
-    frozen.forget_used()
+pytestmark = pytest.mark.usefixtures("pack_dir")
 
 
 @pytest.fixture
@@ -138,7 +127,7 @@ def test_a_process_that_starts_with_a_lock_file_selects_from_it(path):
     assert (done.returncode, done.stdout) == (0, "locked\n"), done.stderr
     assert done.stderr.count("FrozenWarning") == 1
     assert not (path.parent / "another").exists()  # the miss was not tuned
-    Lock(path, lockfile.read(path).plans, strict=True).write()
+    Lock(path, read_lock(path).plans, strict=True).write()
     assert "it is strict" in start(COMPILED).stderr
     path.unlink()
     assert "does not exist" in start(START).stderr
@@ -187,7 +176,7 @@ def test_a_plan_of_other_code_does_not_run(path):
     assert (found.origin, found.candidate) == (untuned.origin, untuned.candidate)
     with warns():
         chosen()
-    assert len(list(lockfile.read(path).stale())) == 2
+    assert len(list(read_lock(path).stale())) == 2
     gm.freeze(path, plans="file", strict=True)
     with pytest.raises(gm.FrozenError, match="as it was in another version"):
         chosen()
@@ -219,7 +208,7 @@ def test_freezing_what_the_store_has_takes_unused_plans_along(path, pack_dir):
     save(tuned(64, reason="mine"), tuned(96, **OLD))
     ship(pack_dir, tuned(64), tuned(1024, "inductor"), measurements=[beside(tuned(1024))])
     gm.freeze(path, plans="stored")
-    found = {p.kept.axes["rows"]: p for p in lockfile.read(path).plans}
+    found = {p.kept.axes["rows"]: p for p in read_lock(path).plans}
     assert {rows: p.plan.reason for rows, p in found.items()} == {
         64: "mine",
         1024: "fastest at 5.00 us",
@@ -264,7 +253,7 @@ def test_the_order_of_a_buckets_plans_is_measured_then_near_then_untuned(path):
         candidate = {"candidate": Candidate(name), "source_hash": source}
         plan = dataclasses.replace(made, origin=origin, **candidate)
         frozen.record(plan, family, axes, octaves)
-    found = [(p.plan.origin, p.plan.candidate.implementation) for p in frozen.used()]
+    found = [(u.plan.origin, u.plan.candidate.implementation) for u in frozen.used()]
     assert found == [
         ("tuned", "inductor"),  # the last one
         ("neighbour", "inductor"),

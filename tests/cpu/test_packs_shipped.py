@@ -117,7 +117,7 @@ import json, sys, torch
 import gristmill as gm
 x = torch.empty(int(sys.argv[1]), 256)
 op = gm.get_op("rms_norm", (x, torch.empty(256)), tune="never")
-print(json.dumps([op.plan.origin, "gristmill.cache.exchange" in sys.modules]))
+print(json.dumps([op.plan.origin, "gristmill.cache.packs" in sys.modules]))
 """
 
 

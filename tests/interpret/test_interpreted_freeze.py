@@ -9,23 +9,12 @@ import users_kernels as users
 from autotune_cases import CONFIGS, MARKS, N, grid, no_runs, tuned
 
 import gristmill as gm
-from gristmill.cache import lockfile
-from gristmill.cache.lockfile import Lock
+from gristmill.cache.lockfile import Lock, read_lock
 from gristmill.cache.store import store
-from gristmill.selection import frozen
 from gristmill.selection.frozen import FrozenWarning
 
-pytestmark = [*MARKS, pytest.mark.usefixtures("thawed")]
+pytestmark = MARKS
 __all__ = ["no_runs"]  # a fixture
-
-
-@pytest.fixture
-def thawed():
-    """No plan was used and none is frozen, before and after."""
-    frozen.forget_used()
-    yield
-    frozen.activate(None)
-    frozen.forget_used()
 
 
 @pytest.fixture
@@ -44,7 +33,7 @@ def call():
 def test_a_frozen_kernel_runs_its_plan_whatever_the_store_has(tmp_path, call, no_runs):
     config = call(tuned(users.double))
     gm.freeze(tmp_path / "lock.json")
-    (entry,) = lockfile.read(tmp_path / "lock.json").plans
+    (entry,) = read_lock(tmp_path / "lock.json").plans
     assert entry.plan.op == "kernel:users_kernels.double"
     store().prune(everything=True)
     no_runs()
@@ -57,7 +46,7 @@ def test_a_kernel_that_a_lock_has_no_plan_for_runs_its_first_config(tmp_path, ca
     no_runs()
     with pytest.warns(FrozenWarning, match="has no plan for kernel:users_kernels.double"):
         assert call(tuned(users.double), n=N - 1) == CONFIGS[0]
-    lock = lockfile.read(tmp_path / "lock.json")
+    lock = read_lock(tmp_path / "lock.json")
     Lock(lock.path, lock.plans, strict=True).write()
     gm.freeze(lock.path, plans="file")
     with pytest.raises(gm.FrozenError, match="it is strict"):

@@ -15,6 +15,7 @@ from gristmill.cache.packs import KeptPlan, Pack
 from gristmill.cache.store import PlanStore
 from gristmill.core.plan import INTERRUPTED, Candidate, Measurement
 from gristmill.core.registry import is_current
+from gristmill.core.target import device_name
 from gristmill.errors import CacheError, InvalidInputError
 
 Key = tuple[Any, ...]
@@ -93,7 +94,7 @@ def collect(
         measurements = _beneath(plans, measurements)
     if not plans and not measurements:
         held = ", ".join(sorted(ops)) or "nothing"
-        where = ", ".join(sorted(map(packs.device_name, targets))) or "no device"
+        where = ", ".join(sorted(map(device_name, targets))) or "no device"
         raise InvalidInputError(
             f"`{store.folder}` has nothing to export of op {op or '(any)'} and device "
             f"{device or '(any)'}{' that can be used here' if plans_only else ''}; it holds {held} "
@@ -210,7 +211,7 @@ def _beneath(plans: Sequence[KeptPlan], measurements: Sequence[Measurement]) -> 
 def _names(pattern: str, target: str) -> bool:
     """Whether a user's word for a device means a target."""
     asked, whole = pattern.lower(), target.lower()
-    name = packs.device_name(whole)
+    name = device_name(whole)
     return asked in whole or fnmatch.fnmatchcase(whole, asked) or fnmatch.fnmatchcase(name, asked)
 
 

@@ -21,6 +21,7 @@ from gristmill.cache import packs
 from gristmill.cache.packs import KeptPlan
 from gristmill.core.plan import Candidate, Objective, Plan
 from gristmill.core.registry import is_current
+from gristmill.core.target import device_name
 from gristmill.errors import FrozenError
 
 FORMAT, VERSION = "gristmill-lock", 1
@@ -95,7 +96,7 @@ class Lock:
             "version": VERSION,
             "gristmill": self.made_by,
             "strict": self.strict,
-            "devices": sorted({packs.device_name(t) for t in self.targets}),
+            "devices": sorted({device_name(t) for t in self.targets}),
             "plans": [_encoded(p) for p in self.plans],
         }
         try:
@@ -107,7 +108,7 @@ class Lock:
             ) from error
 
 
-def read(path: Path) -> Lock:
+def read_lock(path: Path) -> Lock:
     """The lock in a file.
 
     Raises:

@@ -21,6 +21,7 @@ from gristmill.cache import rows
 from gristmill.core.plan import Measurement, Plan
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import is_current
+from gristmill.core.target import device_name
 from gristmill.errors import PackError
 
 FORMAT, VERSION = "gristmill-pack", 1
@@ -111,11 +112,6 @@ class Pack:
                 f"`{path}` cannot be written ({error}); a pack is a file in a folder that exists. "
                 "Name another one."
             ) from error
-
-
-def device_name(target: str) -> str:
-    """The device's name in a target's key (`Target.key`)."""
-    return target.split(":", 3)[-1]
 
 
 def measurement_row(m: Measurement) -> dict[str, Any]:

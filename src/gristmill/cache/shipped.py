@@ -76,7 +76,7 @@ def pack_name(target_key: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", target_key.lower()).strip("-") + ".jsonl"
 
 
-def shipped(target_key: str) -> PackedPlans:
+def shipped_plans(target_key: str) -> PackedPlans:
     """What the pack of a target has: read at the first question, then remembered. A pack that
     cannot be read is empty, and so is a bad line of it: one warning says so."""
     return _read(settings.current().pack_dir / pack_name(target_key))

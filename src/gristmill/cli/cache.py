@@ -30,6 +30,7 @@ from gristmill.cli.options import Json
 from gristmill.cli.output import console, print_json, table, unwritable
 from gristmill.core.plan import KERNEL, Plan
 from gristmill.core.registry import implementations, load, op_names
+from gristmill.core.target import device_name
 from gristmill.errors import InvalidInputError
 from gristmill.ops.plans import import_plans
 
@@ -199,7 +200,7 @@ def diff(first: PackFile, second: PackFile, as_json: Json = False) -> None:
 def _shipped_file(pack: Pack) -> Path:
     """Where gristmill's own pack of a device lies."""
     if len(pack.targets) != 1:
-        names = ", ".join(map(packs.device_name, pack.targets))
+        names = ", ".join(map(device_name, pack.targets))
         raise InvalidInputError(
             f"the store has plans of {names}; a shipped pack is of one device. Name it with "
             "--device."
@@ -208,7 +209,7 @@ def _shipped_file(pack: Pack) -> Path:
 
 
 def _counts(pack: Pack) -> str:
-    devices = escape(", ".join(map(packs.device_name, pack.targets))) or "no device"
+    devices = escape(", ".join(map(device_name, pack.targets))) or "no device"
     return f"{len(pack.plans):,} plans, {len(pack.measurements):,} measurements; {devices}"
 
 

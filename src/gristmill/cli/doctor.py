@@ -284,7 +284,7 @@ def _lock_file(target: Target) -> Iterator[Check]:
     if path is None:
         return
     try:
-        lock = lockfile.read(path)
+        lock = lockfile.read_lock(path)
     except FrozenError as error:
         yield Check("lock file", "fail", str(error), "Every selection of this process fails.")
         return

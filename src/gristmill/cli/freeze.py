@@ -15,14 +15,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from gristmill.cache import lockfile
-from gristmill.cache.lockfile import Lock
-from gristmill.cache.packs import device_name
+from gristmill.cache.lockfile import Lock, read_lock
 from gristmill.cli.options import Device, Json
 from gristmill.cli.output import console, print_json
 from gristmill.cli.problems import chosen_device
 from gristmill.core.plan import Plan
-from gristmill.core.target import device_target
+from gristmill.core.target import device_name, device_target
 from gristmill.ops.plans import LOCK_FILE, chosen
 
 app = typer.Typer(add_completion=False)
@@ -51,7 +49,7 @@ def command(
 ) -> None:
     target = device_target(chosen_device(device))
     if check:
-        lock = lockfile.read(file)
+        lock = read_lock(file)
     else:
         lock = Lock(file, chosen("stored", [target.key]), strict)
         lock.write()

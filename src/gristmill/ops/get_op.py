@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from gristmill import settings, tuning
-from gristmill.cache.shipped import shipped
+from gristmill import cache, settings, tuning
 from gristmill.cache.store import store
 from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
@@ -271,7 +270,7 @@ def _adopt(op: str, bucket_key: str, target_key: str) -> None:
     starts there measures it again, and it is what has to be beaten."""
     if store().measurements(op, bucket_key, target_key):
         return
-    rows = shipped(target_key).rows_of(op, bucket_key, target_key)
+    rows = cache.shipped_plans(target_key).rows_of(op, bucket_key, target_key)
     if rows.measurements:
         store().record(rows.measurements)
     for kept in rows.plans:

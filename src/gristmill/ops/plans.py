@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,11 +10,14 @@ from typing import Literal, get_args
 import torch
 
 from gristmill import settings
-from gristmill.cache import exchange, lockfile, packs
+from gristmill.cache import exchange, packs
 from gristmill.cache.exchange import Exported, Imported
-from gristmill.cache.lockfile import Lock, LockedPlan
-from gristmill.cache.shipped import PackedPlans, shipped
+from gristmill.cache.lockfile import Lock, LockedPlan, read_lock
+from gristmill.cache.packs import KeptPlan
+from gristmill.cache.shipped import PackedPlans, shipped_plans
 from gristmill.cache.store import store
+from gristmill.core.plan import KERNEL, Candidate, Plan
+from gristmill.core.registry import implementation
 from gristmill.core.target import device_target
 from gristmill.errors import FrozenError, InvalidInputError
 from gristmill.ops._dispatch import forget
@@ -105,7 +108,7 @@ def freeze(
     where = Path(path) if path is not None else settings.current().lock_file or Path(LOCK_FILE)
     where = where.absolute()
     if plans == "file":
-        lock = lockfile.read(where)
+        lock = read_lock(where)
         if strict is not None:
             lock = Lock(where, lock.plans, strict, lock.made_by)
     else:
@@ -129,7 +132,7 @@ def chosen(plans: Frozen, targets: Iterable[str] = ()) -> list[LockedPlan]:
     Raises:
         FrozenError: there are none.
     """
-    used = frozen.used()
+    used = [locked(KeptPlan(u.plan, u.family, u.axes, 0.0)) for u in frozen.used()]
     if plans == "used":
         found = used
     else:
@@ -152,16 +155,31 @@ def _stored(targets: set[str]) -> list[LockedPlan]:
     user = PackedPlans(exchange.contents(store()))
     found: dict[tuple[str, ...], LockedPlan] = {}
     for target in sorted(targets):
-        for layer in (shipped(target), user):
+        for layer in (shipped_plans(target), user):
             for kept in layer.kept:
                 if kept.plan.target == target and kept.is_current:
-                    plan = frozen.locked(kept, lambda *of, layer=layer: measured(layer, *of))
+                    plan = locked(kept, lambda *of, layer=layer: measured(layer, *of))
                     found[_key(plan)] = plan
     return list(found.values())
 
 
-def _key(locked: LockedPlan) -> tuple[str, ...]:
-    plan = locked.plan
+def locked(
+    kept: KeptPlan, vouches: Callable[[Plan, Candidate], bool] = lambda plan, fallback: True
+) -> LockedPlan:
+    """A plan as a lock file has it, with its fallback's source if that may be used (by default it
+    may: selection has looked already)."""
+    plan, fallback = kept.plan, kept.plan.fallback
+    if fallback is None:
+        return LockedPlan(kept)
+    if fallback == plan.candidate or plan.op.startswith(KERNEL):
+        return LockedPlan(kept, plan.source_hash)
+    if not vouches(plan, fallback):
+        return LockedPlan(kept)
+    return LockedPlan(kept, implementation(plan.op, fallback.implementation).source_hash)
+
+
+def _key(of: LockedPlan) -> tuple[str, ...]:
+    plan = of.plan
     return (plan.op, plan.target, plan.bucket, plan.objective)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gristmill.cache.shipped import shipped
-from gristmill.cache.store import store
+from gristmill import cache
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, Measurement, Objective, Plan
 from gristmill.core.problem import Problem
@@ -150,7 +149,9 @@ def explain_problem(op: Op, problem: Problem, target: Target, objective: Objecti
     plan = select(op, problem, target, objective)
     bucket = op.bucket(problem)
     where = (op.name, bucket.key, target.key)
-    measured = store().measurements(*where) or shipped(target.key).measurements(*where)
+    measured = cache.store().measurements(*where) or cache.shipped_plans(target.key).measurements(
+        *where
+    )
     current = {i.name: i.source_hash for i in implementations(op.name)}
     fresh = [m for m in measured if current.get(m.candidate.implementation) == m.source_hash]
     fresh.sort(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gristmill import settings
-from gristmill.cache import lockfile
-from gristmill.cache.lockfile import Lock, LockedPlan
-from gristmill.cache.packs import KeptPlan, device_name
-from gristmill.core.plan import KERNEL, Candidate, Plan
-from gristmill.core.registry import implementation
+from gristmill import cache, settings
+from gristmill.core.plan import Plan
+from gristmill.core.target import device_name
 from gristmill.errors import FrozenError
+
+if TYPE_CHECKING:  # most processes need no lock file
+    from gristmill.cache.lockfile import Lock
 
 PREFERENCE = {"tuned": 0, "neighbour": 1, "prior": 2, "vendor": 2}
 
@@ -25,28 +25,23 @@ class FrozenWarning(UserWarning):
     code."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Used:
-    """A plan that ran here.
+class UsedPlan:
+    """A plan that ran here, with its family of buckets and its bucketed sizes."""
 
-    Attributes:
-        octaves: how far the bucket is that it was measured for.
-        turn: counts the uses.
-    """
+    __slots__ = ("axes", "family", "plan", "rank")
 
-    kept: KeptPlan
-    octaves: float
-    turn: int
-
-    @property
-    def rank(self) -> tuple[float, ...]:
-        """Which of a bucket's plans is tried first: the one measured for it, one measured near it,
-        a rule's; the nearer, then the later."""
-        return (PREFERENCE[self.kept.plan.origin], self.octaves, -self.turn)
+    def __init__(
+        self, plan: Plan, family: str, axes: Mapping[str, int], octaves: float, turn: int
+    ) -> None:
+        """`octaves`: how far the bucket is that it was measured for; `turn` counts the uses."""
+        self.plan, self.family, self.axes = plan, family, axes
+        # Which of a bucket's plans is tried first: the one measured for it, one measured near it,
+        # a rule's; the nearer, then the later.
+        self.rank = (PREFERENCE[plan.origin], octaves, -turn)
 
 
 # Both are read and changed by single operations of a dictionary, so no lock is held across a fork.
-_used: dict[tuple[object, ...], _Used] = {}
+_used: dict[tuple[object, ...], UsedPlan] = {}
 _said: set[tuple[str, ...]] = set()
 _turns = itertools.count()
 _frozen: Lock | None = None  # by `freeze`, before what the settings say
@@ -60,27 +55,12 @@ def record(plan: Plan, family: str, axes: Mapping[str, int], octaves: float = 0.
     choices = {"tuned": None, "neighbour": candidate}
     choice = choices.get(plan.origin, candidate.implementation)
     key = (plan.op, plan.target, plan.bucket, plan.objective, plan.origin, choice)
-    _used[key] = _Used(KeptPlan(plan, family, axes, 0.0), octaves, next(_turns))
+    _used[key] = UsedPlan(plan, family, axes, octaves, next(_turns))
 
 
-def used() -> list[LockedPlan]:
+def used() -> list[UsedPlan]:
     """What this process has used, a bucket's plans in the order in which they are tried."""
-    return [locked(u.kept) for u in sorted(_used.values(), key=lambda u: u.rank)]
-
-
-def locked(
-    kept: KeptPlan, vouches: Callable[[Plan, Candidate], bool] = lambda plan, fallback: True
-) -> LockedPlan:
-    """A plan as a lock file has it, with its fallback's source if that may be used (by default it
-    may: selection has looked already)."""
-    plan, fallback = kept.plan, kept.plan.fallback
-    if fallback is None:
-        return LockedPlan(kept)
-    if fallback == plan.candidate or plan.op.startswith(KERNEL):
-        return LockedPlan(kept, plan.source_hash)
-    if not vouches(plan, fallback):
-        return LockedPlan(kept)
-    return LockedPlan(kept, implementation(plan.op, fallback.implementation).source_hash)
+    return sorted(_used.values(), key=lambda u: u.rank)
 
 
 def forget_used() -> None:
@@ -159,4 +139,4 @@ def _object(lock: Lock, fault: str, what: tuple[str, ...]) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path) -> Lock:
-    return lockfile.read(path)
+    return cache.read_lock(path)

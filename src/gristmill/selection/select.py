@@ -6,20 +6,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
-from gristmill.cache.lockfile import Lock, LockedPlan
-from gristmill.cache.shipped import shipped
-from gristmill.cache.store import store
+from gristmill import cache
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Measurement, Objective, Plan
-from gristmill.core.problem import Bucket, Problem
+from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation, implementations, is_current
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, UnknownOpError, UnsupportedProblemError
 from gristmill.selection.frozen import active, missing, record, stale
+
+if TYPE_CHECKING:  # most processes need no lock file
+    from gristmill.cache.lockfile import Lock, LockedPlan
 
 NEIGHBOUR_OCTAVES = (
     2.0  # farther off, the prior is the better guess: a decode plan has no say at 8,192
@@ -42,16 +43,15 @@ class Layer(Protocol):
     def measurements(self, op: str, bucket_key: str, target_key: str) -> list[Measurement]: ...
 
 
-@dataclass(frozen=True, slots=True)
 class _Question:
-    """A problem on a target under an objective, with what plans are kept under."""
+    """A problem on a target under an objective, with what plans are kept under. (Making a dataclass
+    takes a new process a millisecond.)"""
 
-    op: Op
-    problem: Problem
-    target: Target
-    objective: Objective
-    bucket: Bucket
-    family: str
+    def __init__(self, op: Op, problem: Problem, target: Target, objective: Objective) -> None:
+        self.op, self.problem, self.target = op, problem, target
+        self.objective: Objective = objective
+        self.bucket = op.bucket(problem)
+        self.family = self.bucket.family(op.axes(problem))
 
 
 def select(op: Op, problem: Problem, target: Target, objective: Objective) -> Plan:
@@ -64,11 +64,10 @@ def select(op: Op, problem: Problem, target: Target, objective: Objective) -> Pl
             one's reason.
         FrozenError: the lock file cannot be used; a strict one has no plan for the problem.
     """
-    bucket = op.bucket(problem)
-    question = _Question(op, problem, target, objective, bucket, bucket.family(op.axes(problem)))
+    question = _Question(op, problem, target, objective)
     lock = active()
     plan, octaves = _free(question) if lock is None else _locked(question, lock)
-    record(plan, question.family, dict(bucket.axes), octaves)
+    record(plan, question.family, dict(question.bucket.axes), octaves)
     return plan
 
 
@@ -86,8 +85,8 @@ def _free(q: _Question) -> tuple[Plan, float]:
 
 def _layers(q: _Question) -> Iterator[Layer]:
     """The user's store, then the pack of the device, which is not opened before it is asked for."""
-    yield store()
-    yield shipped(q.target.key)
+    yield cache.store()
+    yield cache.shipped_plans(q.target.key)
 
 
 def _locked(q: _Question, lock: Lock) -> tuple[Plan, float]:
