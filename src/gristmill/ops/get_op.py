@@ -134,8 +134,7 @@ def get_op(
         objective: `eager` ranks by the longer of host and device time of a call, `graph` by
             CUDA-graph replay time.
         tune: `now` tunes a problem that has no plan (under a progress line on a terminal), `never`
-            takes what selection has, and so does every call while plans are frozen. Default: the
-            setting `GRISTMILL_TUNE`, which is `now`.
+            (and a frozen process) takes what selection has. Default: the setting `GRISTMILL_TUNE`.
         budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
             Default: 60 s.
         strategy: by name (docs/cli.md), or `auto`: exhaustive in a small space, else random.
@@ -143,7 +142,7 @@ def get_op(
     Raises:
         UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.
         TuningError: no candidate gave right results, or the reference itself raised.
-        FrozenError: plans are frozen to a strict lock file that has none for this problem.
+        FrozenError: a strict lock file has no plan for this problem.
         KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
             are kept.
     """
