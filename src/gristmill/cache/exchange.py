@@ -7,7 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gristmill.cache import packs, rows
 from gristmill.cache.faults import StoreFault
@@ -115,25 +115,14 @@ def bring(store: PlanStore, pack: Pack) -> Imported:
     Raises:
         CacheError: the store cannot be written.
     """
-    plans = [(p, p.is_current, tuple(p.row.values())) for p in pack.plans]
-    measured = [tuple(packs.measurement_row(m).values()) for m in pack.measurements]
 
     def work(connection: sqlite3.Connection) -> Imported:
-        columns = (*packs.PLAN_KEY, "implementation", "source_hash")
-        have = {row[:-2]: row for row in _select(connection, "plans", columns)}
-        new = []
-        for kept, current, row in plans:
-            mine = have.get(_values(rows.PLAN_COLUMNS, row, packs.PLAN_KEY))
-            if mine is None or (current and not is_current(kept.plan.op, *mine[-2:])):
-                new.append(row)
-        known = set(_select(connection, "measurements", packs.MEASUREMENT_KEY))
-        key = packs.MEASUREMENT_KEY
-        added = [r for r in measured if _values(rows.MEASUREMENT_COLUMNS, r, key) not in known]
-        connection.executemany(rows.insert("plans", rows.PLAN_COLUMNS), new)
-        connection.executemany(rows.insert("measurements", rows.MEASUREMENT_COLUMNS), added)
-        kept_here = len(plans) + len(measured) - len(new) - len(added)
-        stale = sum(not current for _, current, _ in plans)
-        return Imported(len(new), len(added), kept_here, stale)
+        new, done = _missing(pack, lambda query: connection.execute(query).fetchall())
+        connection.executemany(rows.insert("plans", rows.PLAN_COLUMNS), new.plans)
+        connection.executemany(
+            rows.insert("measurements", rows.MEASUREMENT_COLUMNS), new.measurements
+        )
+        return done
 
     store.close()  # what is in memory only is the user's own: it goes first
     try:
@@ -146,6 +135,33 @@ def bring(store: PlanStore, pack: Pack) -> Imported:
         ) from fault
     store.forget()
     return result
+
+
+class _New(NamedTuple):
+    """Values of the store's columns."""
+
+    plans: list[tuple[Any, ...]]
+    measurements: list[tuple[Any, ...]]
+
+
+def _missing(pack: Pack, read: Callable[[str], Sequence[rows.Row]]) -> tuple[_New, Imported]:
+    """The rows of a pack for which a store, whose rows `read` gives, has none of its own."""
+    have = {_key(row, packs.PLAN_KEY): row for row in read("SELECT * FROM plans")}
+    plans = []
+    for kept in pack.plans:
+        mine = have.get(_key(kept.row, packs.PLAN_KEY))
+        if mine is None or (
+            kept.is_current
+            and not is_current(kept.plan.op, mine["implementation"], mine["source_hash"])
+        ):
+            plans.append(tuple(kept.row.values()))
+    key = packs.MEASUREMENT_KEY
+    known = {_key(row, key) for row in read(f"SELECT {', '.join(key)} FROM measurements")}
+    found = map(packs.measurement_row, pack.measurements)
+    measurements = [tuple(row.values()) for row in found if _key(row, key) not in known]
+    kept_here = len(pack.plans) + len(pack.measurements) - len(plans) - len(measurements)
+    stale = sum(not kept.is_current for kept in pack.plans)
+    return _New(plans, measurements), Imported(len(plans), len(measurements), kept_here, stale)
 
 
 def contents(store: PlanStore, left_out: Counter[str] | None = None) -> Pack:
@@ -175,8 +191,7 @@ def contents(store: PlanStore, left_out: Counter[str] | None = None) -> Pack:
     plans = _decoded(planned, packs.kept_plan, left_out)
     latest: dict[Key, Measurement] = {}
     for m in _decoded(measured, rows.measurement, left_out):
-        row = packs.measurement_row(m)
-        latest[tuple(row[name] for name in packs.MEASUREMENT_KEY)] = m
+        latest[_key(packs.measurement_row(m), packs.MEASUREMENT_KEY)] = m
     return Pack(tuple(plans), tuple(latest.values()))
 
 
@@ -215,9 +230,5 @@ def _names(pattern: str, target: str) -> bool:
     return asked in whole or fnmatch.fnmatchcase(whole, asked) or fnmatch.fnmatchcase(name, asked)
 
 
-def _select(connection: sqlite3.Connection, table: str, columns: Sequence[str]) -> list[Key]:
-    return [tuple(row) for row in connection.execute(f"SELECT {', '.join(columns)} FROM {table}")]
-
-
-def _values(columns: Sequence[str], row: Sequence[Any], names: Sequence[str]) -> Key:
-    return tuple(row[columns.index(name)] for name in names)
+def _key(row: rows.Row, names: Sequence[str]) -> Key:
+    return tuple(row[name] for name in names)
