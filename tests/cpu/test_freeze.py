@@ -262,6 +262,17 @@ def test_the_order_of_a_buckets_plans_is_measured_then_near_then_untuned(path):
     ]
 
 
+def test_what_was_only_explained_or_is_tuned_since_is_not_frozen(path):
+    values = (torch.randn(64, 256), torch.randn(256))
+    gm.explain("rms_norm", values)
+    assert frozen.used() == []
+    op = gm.get_op("rms_norm", values, budget_s=1, trials=1)
+    assert op.plan.origin == "tuned"
+    assert [u.plan for u in frozen.used()] == [op.plan]
+    gm.freeze(path)
+    assert len(read_lock(path).plans) == 1
+
+
 def test_bound_calls_ask_again_when_plans_are_frozen_and_thawed(path):
     values = (torch.randn(64, 256), torch.randn(256))
     bound = dispatcher("rms_norm").bound
@@ -347,7 +358,7 @@ def test_a_damaged_lock_file_is_refused(path, change, message):
 def test_explain_says_that_plans_are_frozen(path):
     save(tuned())
     values = (torch.randn(64, 256), torch.randn(256))
-    gm.explain("rms_norm", values)
+    gm.rms_norm(*values)
     gm.freeze(path)
     explanation = gm.explain("rms_norm", values)
     assert explanation.frozen_to == explanation.to_json()["frozen_to"] == str(path)

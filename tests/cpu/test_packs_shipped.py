@@ -21,6 +21,7 @@ from gristmill.cache.shipped import pack_name
 from gristmill.cache.store import store
 from gristmill.cli import doctor
 from gristmill.core.plan import Candidate
+from gristmill.core.provenance import provenance
 from gristmill.errors import PackError
 from gristmill.ops._dispatch import forget
 from gristmill.ops.get_op import _adopt
@@ -155,6 +156,18 @@ def test_a_search_starts_with_what_the_pack_has(pack_dir):
     assert store().plan("rms_norm", bucket, TARGET.key, "eager").revalidate
     _adopt("rms_norm", bucket, TARGET.key)
     assert store().summary().measurements == 2
+
+
+def test_get_op_measures_a_packs_plan_of_other_versions_again(pack_dir):
+    entry = kept(provenance='{"torch":"1.0"}')
+    ship(pack_dir, entry, measurements=[beside(entry, "inductor")])
+    values = (torch.randn(64, 256), torch.randn(256))
+    assert gm.get_op("rms_norm", values, tune="never").plan.revalidate
+    plan = gm.get_op("rms_norm", values, budget_s=1).plan
+    assert (plan.origin, plan.revalidate) == ("tuned", False)
+    found = store().measurements("rms_norm", entry.plan.bucket, TARGET.key)
+    again = [m for m in found if m.candidate == Candidate("inductor")]
+    assert {m.provenance for m in again} == {provenance()}
 
 
 def test_explain_shows_a_plan_that_only_the_pack_has(pack_dir):

@@ -21,7 +21,7 @@ from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
 from gristmill.ops._generate import bound_function, key_function
-from gristmill.selection.frozen import active, refuse_tuning
+from gristmill.selection.frozen import active, forget_untuned, refuse_tuning
 from gristmill.selection.select import select
 
 
@@ -259,6 +259,8 @@ def _tune(
         )
         result = run.run()
     forget(spec.name)
+    if result.plans:  # of what was chosen untuned, nothing runs any more
+        forget_untuned(spec.name, bucket.key, target.key)
     if result.interrupted:
         raise tuning.TuningInterrupted(result)
     return result

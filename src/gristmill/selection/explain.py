@@ -146,7 +146,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 def explain_problem(op: Op, problem: Problem, target: Target, objective: Objective) -> Explanation:
     """Why `select` chooses what it chooses, from the store's measurements. Measures nothing."""
-    plan = select(op, problem, target, objective)
+    plan = select(op, problem, target, objective, to_run=False)
     bucket = op.bucket(problem)
     where = (op.name, bucket.key, target.key)
     measured = cache.store().measurements(*where) or cache.shipped_plans(target.key).measurements(

@@ -58,6 +58,16 @@ def record(plan: Plan, family: str, axes: Mapping[str, int], octaves: float = 0.
     _used[key] = UsedPlan(plan, family, axes, octaves, next(_turns))
 
 
+def forget_untuned(op: str, bucket_key: str, target_key: str) -> None:
+    """Drop what was used of a bucket before it was tuned."""
+    for key, found in list(_used.items()):
+        plan = found.plan
+        if plan.origin != "tuned" and (plan.op, plan.bucket, plan.target) == (
+            op, bucket_key, target_key
+        ):  # fmt: skip
+            _used.pop(key, None)
+
+
 def used() -> list[UsedPlan]:
     """What this process has used, a bucket's plans in the order in which they are tried."""
     return sorted(_used.values(), key=lambda u: u.rank)

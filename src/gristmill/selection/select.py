@@ -54,10 +54,12 @@ class _Question:
         self.family = self.bucket.family(op.axes(problem))
 
 
-def select(op: Op, problem: Problem, target: Target, objective: Objective) -> Plan:
+def select(
+    op: Op, problem: Problem, target: Target, objective: Objective, *, to_run: bool = True
+) -> Plan:
     """The plan for a problem: measured for its bucket, else for the nearest bucket, else the prior,
     else a vendor call. The user's own plans go before those of a shipped pack; where plans are
-    frozen, the lock's are all there are.
+    frozen, the lock's are all there are. `to_run`: it counts as used here (`gristmill.freeze`).
 
     Raises:
         UnsupportedProblemError: no implementation runs the problem here; the message lists each
@@ -67,7 +69,8 @@ def select(op: Op, problem: Problem, target: Target, objective: Objective) -> Pl
     question = _Question(op, problem, target, objective)
     lock = active()
     plan, octaves = _free(question) if lock is None else _locked(question, lock)
-    record(plan, question.family, dict(question.bucket.axes), octaves)
+    if to_run:
+        record(plan, question.family, dict(question.bucket.axes), octaves)
     return plan
 
 
