@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -239,7 +240,15 @@ def test_what_is_wrong_with_a_pack_is_found(tmp_path):
     assert faults(tmp_path / "other.jsonl") == [f"it is of {TARGET.key}"]
 
 
-def test_the_packs_travel_with_the_package_and_are_named_where_they_are_made():
+def test_the_packs_travel_with_the_package(tmp_path):
+    root = settings.PACKS.parents[2]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"gristmill/packs/{p.name}" for p in settings.PACKS.iterdir()} <= set(names)
+
+
+def test_the_readme_of_the_packs_names_the_file_that_is_read():
     readme = (settings.PACKS / "README.md").read_text()
     assert pack_name("cuda:sm_90:132:NVIDIA H200") in readme
-    assert settings.Settings.from_environment().pack_dir != settings.PACKS  # no test sees them
