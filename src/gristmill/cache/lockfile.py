@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gristmill import __version__
 from gristmill.cache import packs
 from gristmill.cache.packs import KeptPlan
 from gristmill.core.plan import Candidate, Objective, Plan
+from gristmill.core.provenance import library_version
 from gristmill.core.registry import is_current
 from gristmill.core.target import device_name
 from gristmill.errors import FrozenError
@@ -57,7 +57,7 @@ class Lock:
         self, path: Path, plans: Iterable[LockedPlan], strict: bool = False, made_by: str = ""
     ) -> None:
         """`strict`: what is not in it is refused."""
-        self.path, self.strict, self.made_by = path, strict, made_by or __version__
+        self.path, self.strict, self.made_by = path, strict, made_by or library_version()
         # sorted() is stable: within a bucket the order is the caller's.
         self.plans = tuple(sorted(plans, key=lambda p: _bucket(p.plan)))
         self._found: dict[tuple[str, ...], list[LockedPlan]] = defaultdict(list)

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gristmill import __version__
 from gristmill.cache import rows
 from gristmill.core.plan import Measurement, Plan
-from gristmill.core.provenance import provenance
+from gristmill.core.provenance import library_version, provenance
 from gristmill.core.registry import is_current
 from gristmill.core.target import device_name
 from gristmill.errors import PackError
@@ -83,7 +82,7 @@ class Pack:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "gristmill": __version__,
+            "gristmill": library_version(),
             "devices": sorted({device_name(target) for target in self.targets}),
             "targets": list(self.targets),
             "ops": sorted(ops),
@@ -163,7 +162,7 @@ def read(path: Path) -> Pack:
     def refuse(number: int, fault: str) -> NoReturn:
         raise PackError(
             f"line {number} of `{path}` cannot be read: {fault}. A pack is what `gristmill cache "
-            f"export FILE` of gristmill {__version__} writes. Mend the line, or export again."
+            f"export FILE` of gristmill {library_version()} writes. Mend the line, or export again."
         )
 
     return parse(file_text(path), refuse)

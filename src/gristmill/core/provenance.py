@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import sys
 
 import torch
 
@@ -22,6 +23,12 @@ def provenance() -> str:
     except importlib.metadata.PackageNotFoundError:
         versions["triton"] = ""
     return json.dumps(versions, sort_keys=True, separators=(",", ":"))
+
+
+def library_version() -> str:
+    """gristmill's own version. Its package is loaded before any module of it; an import of it here
+    would be one of all that it offers."""
+    return sys.modules[__name__.partition(".")[0]].__version__
 
 
 def _driver() -> str:
