@@ -110,7 +110,8 @@ def main() -> int:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with tempfile.TemporaryDirectory(prefix="gristmill-") as scratch:
         cache = (arguments.cache or Path(scratch)).resolve()
-        with settings.override(cache_dir=cache, progress=False):
+        packs = Path(scratch) / "packs"  # nor what a pack has
+        with settings.override(cache_dir=cache, pack_dir=packs, progress=False):
             deadline = start + arguments.deadline
             session = Session(arguments, device, deadline, Ceilings(device), [])
             failed = sum(not run(session, part) for part in arguments.parts)

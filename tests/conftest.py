@@ -17,6 +17,7 @@ from hypothesis import settings
 PLUGINS = Path(__file__).parent / "plugins"
 SCRATCH = Path(tempfile.mkdtemp(prefix="gristmill-tests-"))
 os.environ["GRISTMILL_CACHE_DIR"] = str(SCRATCH / "cache")
+os.environ["GRISTMILL_PACK_DIR"] = str(SCRATCH / "packs")  # untuned is untuned on any device
 os.environ["GRISTMILL_LOCK_DIR"] = str(SCRATCH / "locks")  # other test runs are no tuners
 # Processes that a test starts see the sources that it sees (`pythonpath` in pyproject.toml).
 SOURCES = [str(Path(__file__).parents[1] / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -41,20 +42,38 @@ def pytest_ignore_collect(collection_path):
 
 @pytest.fixture
 def fresh_store(tmp_path):
-    """An empty plan store for one test, and no bound call that remembers another one's plan."""
+    """An empty plan store for one test, and no bound call or lock that remembers another one's
+    plans."""
     from gristmill import settings as library
     from gristmill.cache.store import store
     from gristmill.core.registry import op_names
     from gristmill.ops._dispatch import forget
+    from gristmill.selection import frozen
 
     def forget_all():
         for name in (*op_names(), "twice"):
             forget(name)
+        frozen.activate(None)
+        frozen.forget_used()
 
     with library.override(cache_dir=tmp_path / "cache"):
         forget_all()
         yield store()
     forget_all()
+
+
+@pytest.fixture
+def pack_dir(tmp_path, fresh_store):
+    """An empty folder for shipped packs; nothing is remembered of another one."""
+    from gristmill import settings as library
+    from gristmill.cache import shipped
+
+    folder = tmp_path / "packs"
+    folder.mkdir()
+    shipped._read.cache_clear()
+    with library.override(pack_dir=folder):
+        yield folder
+    shipped._read.cache_clear()
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ from gristmill.errors import (
     ArtifactError,
     CacheError,
     CompileError,
+    FrozenError,
     GristmillError,
     InvalidConfigError,
     InvalidInputError,
     MissingExtraError,
+    PackError,
     RegistrationError,
     StrategyError,
     TuningError,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import BoundOp, get_op, tune
     from gristmill.ops.matmul import matmul
+    from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.rms_norm import rms_norm
     from gristmill.ops.silu_and_mul import silu_and_mul
     from gristmill.tuners.autotune import autotune
@@ -48,11 +51,15 @@ _HOME = {
     "TritonAutoTuner": "gristmill.tuners.tuner",
     "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
+    "export_plans": "gristmill.ops.plans",
+    "freeze": "gristmill.ops.plans",
     "get_op": "gristmill.ops.get_op",
+    "import_plans": "gristmill.ops.plans",
     "matmul": "gristmill.ops.matmul",
     "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
     "silu_and_mul": "gristmill.ops.silu_and_mul",
+    "thaw": "gristmill.ops.plans",
     "tune": "gristmill.ops.get_op",
 }
 
@@ -61,10 +68,12 @@ __all__ = [
     "BoundOp",
     "CacheError",
     "CompileError",
+    "FrozenError",
     "GristmillError",
     "InvalidConfigError",
     "InvalidInputError",
     "MissingExtraError",
+    "PackError",
     "RegistrationError",
     "StrategyError",
     "TritonAutoTuner",
@@ -73,12 +82,16 @@ __all__ = [
     "UnsupportedProblemError",
     "autotune",
     "explain",
+    "export_plans",
+    "freeze",
     "get_op",
+    "import_plans",
     "matmul",
     "nn",
     "register_ops",
     "rms_norm",
     "silu_and_mul",
+    "thaw",
     "tune",
 ]
 

@@ -46,6 +46,16 @@ class CacheError(GristmillError, RuntimeError):
     it)."""
 
 
+class PackError(GristmillError, ValueError):
+    """A pack of plans is missing, damaged, or of a version that this one does not read; the message
+    names the line."""
+
+
+class FrozenError(GristmillError, RuntimeError):
+    """Plans are frozen, and what was asked would change them, is not among them, or finds their
+    lock file missing, damaged or of other kernels."""
+
+
 class CompileError(GristmillError, RuntimeError):
     """A kernel does not compile, or its binary does not fit the target."""
 

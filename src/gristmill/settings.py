@@ -18,6 +18,7 @@ from gristmill.record import record
 TunePolicy = Literal["never", "now"]
 StorePolicy = Literal["auto", "database", "shards"]
 PREFIX = "GRISTMILL_"
+PACKS = Path(__file__).parent / "packs"
 
 
 @record
@@ -27,6 +28,10 @@ class Settings:
     Attributes:
         cache_dir: folder of the plan store (`GRISTMILL_CACHE_DIR`; default: the platform's user
             cache).
+        pack_dir: folder of the packs that stand below the plan store, a file a device
+            (`GRISTMILL_PACK_DIR`; default: the packs that gristmill ships).
+        lock_file: the lock file whose plans this process is frozen to (`GRISTMILL_LOCK_FILE`;
+            default: none).
         tune: whether `get_op` may tune a problem it has no plan for (`GRISTMILL_TUNE=now|never`).
         budget_s: seconds that one tuning run may take (`GRISTMILL_BUDGET_S`).
         candidate_timeout_s: seconds after which a candidate that does not answer is killed
@@ -46,6 +51,8 @@ class Settings:
 
     cache_dir: Path
     lock_dir: Path
+    pack_dir: Path = PACKS
+    lock_file: Path | None = None
     tune: TunePolicy = "now"
     budget_s: float = 60.0
     candidate_timeout_s: float = 30.0
@@ -59,9 +66,12 @@ class Settings:
         env = os.environ
         cache_dir = env.get("GRISTMILL_CACHE_DIR") or _user_cache_dir()
         progress = env.get("GRISTMILL_PROGRESS")
+        lock_file = env.get("GRISTMILL_LOCK_FILE")
         return cls(
             cache_dir=Path(cache_dir).expanduser(),
             lock_dir=Path(env.get("GRISTMILL_LOCK_DIR") or _lock_dir()),
+            pack_dir=Path(env.get("GRISTMILL_PACK_DIR") or PACKS).expanduser(),
+            lock_file=Path(lock_file).expanduser() if lock_file else None,
             tune=_one_of(env, "GRISTMILL_TUNE", "now", TunePolicy),
             budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
             candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),

@@ -20,23 +20,23 @@ from gristmill.errors import (
     GristmillError,
     InvalidConfigError,
     InvalidInputError,
+    PackError,
     UnknownOpError,
     UnsupportedProblemError,
 )
 
 FAILED, BAD_INPUT, REGRESSED, INTERRUPTED = 1, 2, 3, 130
-INPUT_ERRORS = (InvalidInputError, InvalidConfigError, UnknownOpError, UnsupportedProblemError)
-COMMANDS = (
-    "list",
-    "explain",
-    "tune",
-    "replay",
-    "bench",
-    "report",
-    "tables",
-    "cache",
-    "doctor",
+INPUT_ERRORS = (
+    InvalidInputError,
+    InvalidConfigError,
+    PackError,
+    UnknownOpError,
+    UnsupportedProblemError,
 )
+COMMANDS = (
+    "list", "explain", "tune", "replay", "bench", "report", "tables", "cache", "freeze",
+    "doctor",
+)  # fmt: skip
 
 
 class LazyCommand(TyperCommand):

@@ -22,6 +22,8 @@ import typer
 from rich.markup import escape
 
 from gristmill import __version__, settings
+from gristmill.cache import lockfile, packs
+from gristmill.cache.shipped import pack_name
 from gristmill.cache.store import store
 from gristmill.cli.options import Device, Json
 from gristmill.cli.output import console, print_json, table, unwritable
@@ -32,7 +34,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementations, load, op_names
 from gristmill.core.target import Target, device_target, named_target
-from gristmill.errors import GristmillError, InvalidInputError
+from gristmill.errors import FrozenError, GristmillError, InvalidInputError, PackError
 from gristmill.tuning.compiler import compile_candidate
 from gristmill.tuning.measurer import Measurer
 
@@ -100,6 +102,8 @@ def _checks(device: torch.device) -> Iterator[Check]:
     yield _device(device, target)
     yield from (_guarded(name, check) for name, check in _active_checks(device, target))
     yield _store()
+    yield _pack(target)
+    yield from _lock_file(target)
     yield _disk()
     yield _settings()
 
@@ -254,6 +258,41 @@ def _store() -> Check:
         "Until then nothing is remembered."
     )
     return Check("plan store", "warn", f"{found}; {fault}", advice)
+
+
+def _pack(target: Target) -> Check:
+    """The shipped plans for this device, and which of them are of kernels that are others here."""
+    path = settings.current().pack_dir / pack_name(target.key)
+    if not path.exists():
+        return Check("pack", "ok", f"none for {target.name}: what is not tuned here is untuned")
+    try:
+        pack = packs.read(path)
+    except PackError as error:
+        return Check("pack", "warn", str(error), "Until then what cannot be read is missing.")
+    found = f"{path}: {len(pack.plans):,} plans"
+    stale = [p.plan for p in pack.plans if not p.is_current]
+    if not stale:
+        return Check("pack", "ok", found)
+    names = ", ".join(sorted({f"{p.op}/{p.candidate.implementation}" for p in stale}))
+    found += f", {len(stale):,} of them stale: {names} changed since"
+    return Check("pack", "warn", found, "They count as missing: tune, or make the pack again.")
+
+
+def _lock_file(target: Target) -> Iterator[Check]:
+    """The lock file that the settings name, if any."""
+    path = settings.current().lock_file
+    if path is None:
+        return
+    try:
+        lock = lockfile.read_lock(path)
+    except FrozenError as error:
+        yield Check("lock file", "fail", str(error), "Every selection of this process fails.")
+        return
+    here = sum(p.plan.target == target.key for p in lock.plans)
+    stale = sum(p.target == target.key for p in lock.stale())
+    found = f"{path}: {here:,} plans for this device" + (f", {stale:,} stale" if stale else "")
+    good = here and not stale
+    yield Check("lock file", "ok" if good else "warn", found, "" if good else lockfile.ADVICE + ".")
 
 
 def _disk() -> Check:

@@ -79,6 +79,8 @@ def print_explanation(out: Console, explanation: Explanation, rows: int = ROWS) 
         out.print(legend, style="dim")
     out.print(f"plan ({explanation.objective}): [bold]{escape(str(plan.candidate))}[/]")
     out.print(f"why: {plan.origin}; {escape(plan.reason)}")
+    if explanation.frozen_to:
+        out.print(f"plans are frozen to {escape(explanation.frozen_to)}", soft_wrap=True)
     if plan.revalidate:
         out.print(
             "[yellow]measured under other versions of torch, Triton or the driver: tune again[/]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import sys
 
 import torch
 
@@ -37,6 +38,12 @@ def changed_since(kept: str) -> str:
     return "; ".join(
         f"{name} {then.get(name) or 'none'}, here {now.get(name) or 'none'}" for name in names
     )
+
+
+def library_version() -> str:
+    """gristmill's own version. Its package is loaded before any module of it; an import of it here
+    would be one of all that it offers."""
+    return sys.modules[__name__.partition(".")[0]].__version__
 
 
 def _driver() -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from gristmill.core.implementation import Executor, Implementation, Kind
 from gristmill.core.op import Op
+from gristmill.core.plan import KERNEL
 from gristmill.errors import RegistrationError, UnknownOpError, did_you_mean
 
 ENTRY_POINTS = "gristmill.kernels"
@@ -136,6 +137,17 @@ def implementation(op: str, name: str) -> Implementation:
             f"{', '.join(sorted(known))}.{did_you_mean(name, known)}"
         )
     return known[name]
+
+
+def is_current(op: str, name: str, source_hash: str) -> bool:
+    """Whether a stored row is about code that is here: the implementation, with its source as it
+    is. A user's kernel only its own program knows: its rows count as current."""
+    if op.startswith(KERNEL):
+        return True
+    try:
+        return implementation(op, name).source_hash == source_hash
+    except UnknownOpError:
+        return False
 
 
 def executor() -> Executor:

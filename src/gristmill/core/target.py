@@ -45,6 +45,11 @@ class Target:
         return self.capability >= 90
 
 
+def device_name(target_key: str) -> str:
+    """The device's name in a target's key."""
+    return target_key.split(":", 3)[-1]
+
+
 # Sizes from the vendors' datasheets, for compiling with no such device present.
 _NAMED = {
     "sm_80": Target("cuda", "sm_80", "NVIDIA A100", 108, 166_912, 40 << 20, 80 << 30),

@@ -227,8 +227,8 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     return functools.wraps(function)(dispatcher(function.__name__).direct)
 
 
-def forget(name: str) -> None:
-    """Drop the bound calls of an op, whatever the objective."""
+def forget(name: str | None = None) -> None:
+    """Drop the bound calls of an op, or of all, whatever the objective."""
     for (op, _), one in list(_dispatchers.items()):
-        if op == name:
+        if name in (None, op):
             one.forget()

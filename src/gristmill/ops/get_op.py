@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from gristmill import settings, tuning
+from gristmill import cache, settings, tuning
 from gristmill.cache.store import store
 from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
@@ -22,6 +22,7 @@ from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
 from gristmill.ops._generate import bound_function, key_function
 from gristmill.ops.agree import Asked, agreed_plan
+from gristmill.selection.frozen import active, forget_untuned, refuse_tuning
 from gristmill.selection.select import select
 
 
@@ -135,7 +136,7 @@ def get_op(
         objective: `eager` ranks by the longer of host and device time of a call, `graph` by
             CUDA-graph replay time.
         tune: `now` tunes a problem that has no plan (under a progress line on a terminal), `never`
-            takes what selection has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
+            (and a frozen process) takes what selection has. Default: the setting `GRISTMILL_TUNE`.
         budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
             Default: 60 s.
         strategy: by name, or a strategy of yours: a class made with (space, problem, target, seed),
@@ -153,6 +154,7 @@ def get_op(
             one of these on another rank, or a rank that is gone.
         StrategyError: a strategy of yours raised, or proposed what cannot be measured; what was
             measured, and the best of it as the plan, are kept.
+        FrozenError: a strict lock file has no plan for this problem.
         KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
             are kept.
     """
@@ -195,7 +197,7 @@ def _plan(
 ) -> Plan:
     """The plan that there is, or that tuning gives."""
     plan = select(spec, problem, target, objective)
-    if may_tune and _wants_tuning(plan) and not tuning.refusal():
+    if may_tune and _wants_tuning(plan) and not (tuning.refusal() or active()):
         store().forget()  # another process may have tuned it meanwhile
         plan = select(spec, problem, target, objective)
         if _wants_tuning(plan):
@@ -234,10 +236,12 @@ def tune(
     Raises:
         TuningError: under CUDA-graph capture or `torch.compile`; no candidate gave right results;
             the reference raised.
+        FrozenError: plans are frozen.
         TuningInterrupted: a `KeyboardInterrupt` with the result so far, after keeping what was
             measured.
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
+    refuse_tuning(str(problem))
     reason = tuning.refusal()
     if reason:
         raise TuningError(
@@ -306,6 +310,7 @@ def _tune(
         if not mine:  # another process is tuning this very problem: use what there is
             return tuning.TuningResult(skipped="another process is tuning this very problem")
         device, observer = spec.device(values), tuning.observer()
+        _adopt(spec.name, bucket.key, target.key)
         run = tuning.TuningRun(
             spec, problem, device, store(), budget, strategy, seed, observer, explore, afresh
         )
@@ -313,6 +318,21 @@ def _tune(
             result = run.run()
         finally:  # a strategy that fails leaves plans behind
             forget(spec.name)
+    if result.plans:  # of what was chosen untuned, nothing runs any more
+        forget_untuned(spec.name, bucket.key, target.key)
     if result.interrupted:
         raise tuning.TuningInterrupted(result)
     return result
+
+
+def _adopt(op: str, bucket_key: str, target_key: str) -> None:
+    """Give the store what a shipped pack has for a bucket of which it knows nothing: a search that
+    starts there measures it again, and it is what has to be beaten."""
+    if store().measurements(op, bucket_key, target_key):
+        return
+    rows = cache.shipped_plans(target_key).rows_of(op, bucket_key, target_key)
+    if rows.measurements:
+        store().record(rows.measurements)
+    for kept in rows.plans:
+        if store().plan(op, bucket_key, target_key, kept.plan.objective) is None:
+            store().save_plan(kept.plan, kept.family, kept.axes)

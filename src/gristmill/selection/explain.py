@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gristmill.cache.store import store
+from gristmill import cache
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, Measurement, Objective, Plan
 from gristmill.core.problem import Problem
 from gristmill.core.provenance import changed_since
 from gristmill.core.registry import implementations
 from gristmill.core.target import Target
+from gristmill.selection.frozen import active
 from gristmill.selection.select import select
 
 ROWS = 20  # measured candidates that the text shows; `rows` has all
@@ -46,6 +47,7 @@ class Explanation:
         rows: the chosen candidate first, then by time; failures and what cannot run here last, each
             with its reason.
         rejections: for each implementation, how many points of its space each constraint rejects.
+        frozen_to: the lock file that the plan is from, where plans are frozen.
     """
 
     problem: str
@@ -54,6 +56,7 @@ class Explanation:
     plan: Plan
     rows: tuple[Row, ...]
     rejections: dict[str, dict[str, int]]
+    frozen_to: str = ""
 
     def to_json(self) -> dict[str, Any]:
         plan = self.plan
@@ -72,6 +75,7 @@ class Explanation:
             },
             "rows": [asdict(row) for row in self.rows],
             "rejections": self.rejections,
+            "frozen_to": self.frozen_to,
         }
 
     def __str__(self) -> str:
@@ -80,6 +84,8 @@ class Explanation:
             f"{self.problem} on {self.target}, objective {self.objective}",
             f"plan: {plan.candidate} ({plan.origin}: {plan.reason})",
         ]
+        if self.frozen_to:
+            lines.append(f"plans are frozen to {self.frozen_to}")
         if plan.provenance == INTERRUPTED:
             lines.append("its search was interrupted: the next get_op goes on with it")
         elif plan.revalidate:
@@ -143,9 +149,12 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 def explain_problem(op: Op, problem: Problem, target: Target, objective: Objective) -> Explanation:
     """Why `select` chooses what it chooses, from the store's measurements. Measures nothing."""
-    plan = select(op, problem, target, objective)
+    plan = select(op, problem, target, objective, to_run=False)
     bucket = op.bucket(problem)
-    measured = store().measurements(op.name, bucket.key, target.key)
+    where = (op.name, bucket.key, target.key)
+    measured = cache.store().measurements(*where) or cache.shipped_plans(target.key).measurements(
+        *where
+    )
     current = {i.name: i.source_hash for i in implementations(op.name)}
     fresh = [m for m in measured if current.get(m.candidate.implementation) == m.source_hash]
     fresh.sort(
@@ -163,14 +172,33 @@ def explain_problem(op: Op, problem: Problem, target: Target, objective: Objecti
         if reason is not None:
             rows.append(Row(impl.name, {}, "unsupported", note=reason))
         elif impl.name not in seen:
-            chosen = plan.candidate.implementation == impl.name
-            config = plan.candidate.config.knobs if chosen else {}
-            note = "" if chosen else "tune this problem to have it measured"
-            rows.append(Row(impl.name, config, "not measured", chosen, note=note))
+            rows.append(_unmeasured(impl.name, plan, objective))
         if reason is None and (counts := impl.space.rejections(problem, target, ENUMERATED_POINTS)):
             rejections[impl.name] = dict(counts)
     rows.sort(key=lambda row: not row.chosen)
-    return Explanation(str(problem), target.name, objective, plan, tuple(rows), rejections)
+    lock = active()
+    return Explanation(
+        str(problem),
+        target.name,
+        objective,
+        plan,
+        tuple(rows),
+        rejections,
+        "" if lock is None else str(lock.path),
+    )
+
+
+def _unmeasured(name: str, plan: Plan, objective: Objective) -> Row:
+    """An implementation without a measurement here: the plan's own, of a pack or a lock file, says
+    what it was chosen for."""
+    if plan.candidate.implementation != name:
+        return Row(name, {}, "not measured", note="tune this problem to have it measured")
+    if plan.origin == "tuned" and plan.evidence is not None:
+        m = Measurement(
+            plan.op, plan.candidate, plan.source_hash, plan.bucket, plan.target, "", plan.evidence
+        )
+        return _row(m, plan, objective)
+    return Row(name, dict(plan.candidate.config.knobs), "not measured", chosen=True)
 
 
 def _row(measurement: Measurement, plan: Plan, objective: Objective) -> Row:

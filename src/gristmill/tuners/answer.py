@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from gristmill import settings, tuning
+from gristmill.cache.lockfile import Lock
 from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
 from gristmill.core.plan import INTERRUPTED, Candidate, Outcome, Plan
-from gristmill.core.target import device_target
+from gristmill.core.target import Target, device_target
 from gristmill.errors import UnsupportedProblemError
+from gristmill.selection import frozen
 from gristmill.tuners.choices import Choices
 from gristmill.tuners.run import KernelRun, KernelTask
 
@@ -79,8 +81,12 @@ def answer(
     Raises:
         TuningError: no config runs, or none is right.
         TuningInterrupted: a `KeyboardInterrupt`, after keeping what was measured.
+        FrozenError: plans are frozen to a strict lock file that has none for the task.
     """
     keep = keep and bool(task.source_hash)
+    lock = frozen.active()
+    if lock is not None:
+        return _locked(task, device, lock)
     if keep:
         plan, complete = _kept(task, device, store())
         if plan is not None and complete:
@@ -171,9 +177,7 @@ def _kept(task: KernelTask, device: torch.device, place: PlanStore) -> tuple[Pla
     config that was never measured."""
     target, bucket = device_target(device), task.bucket(task.problem)
     plan = place.plan(task.name, bucket.key, target.key, OBJECTIVE)
-    if plan is None or plan.source_hash != task.source_hash:
-        return None, False
-    if not task.holds(plan.candidate.config, target):
+    if plan is None or not _holds(task, plan, target):
         return None, False
     if plan.revalidate or not isinstance(task.space, Choices):
         return plan, not plan.revalidate
@@ -182,9 +186,31 @@ def _kept(task: KernelTask, device: torch.device, place: PlanStore) -> tuple[Pla
     return plan, measured.issuperset(task.space.values)
 
 
+def _holds(task: KernelTask, plan: Plan, target: Target) -> bool:
+    """Whether a plan is of the kernel as it is, and of a config that it is given to choose from."""
+    return plan.source_hash == task.source_hash and task.holds(plan.candidate.config, target)
+
+
+def _locked(task: KernelTask, device: torch.device, lock: Lock) -> Answer:
+    """The lock's plan for a task, else the first config: nothing is tuned while plans are frozen.
+
+    Raises:
+        FrozenError: the lock is strict, and has none.
+    """
+    target, bucket = device_target(device), task.bucket(task.problem)
+    for entry in lock.of(task.name, target.key, bucket.key, OBJECTIVE):
+        if _holds(task, entry.plan, target):
+            return _answer(task, device, entry.plan, ALWAYS_S)
+        frozen.stale(lock, entry.plan)
+    frozen.missing(lock, task.name, str(task.problem), target.key)
+    return Answer(task.config(None, task.problem, target), ALWAYS_S)
+
+
 def _answer(task: KernelTask, device: torch.device, plan: Plan, keep_s: float) -> Answer:
     """A plan as an answer, with what its space derives."""
     config = task.config(plan.candidate.config, task.problem, device_target(device))
+    if plan.source_hash:  # else no other process could tell that it is this kernel's
+        frozen.record(plan, plan.bucket, {})
     return Answer(config, keep_s, plan)
 
 

@@ -19,6 +19,7 @@ from gristmill.core.plan import Outcome, Plan, Status
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError, did_you_mean
 from gristmill.measure.ceilings import Ceilings
+from gristmill.selection.frozen import refuse_tuning
 from gristmill.tuners import launching
 from gristmill.tuners.answer import OBJECTIVE, tune
 from gristmill.tuners.arguments import Arguments, describe
@@ -184,11 +185,13 @@ class TritonAutoTuner:
         Raises:
             TuningError: no config runs, or none gives right outputs; another process is measuring.
             TuningInterrupted: a `KeyboardInterrupt`, after keeping what was measured.
+            FrozenError: plans are frozen.
         """
         where = _on(device, launching.device_of((*args, *kwargs.values())))
         flops = _amount("flops", self.flops, problem_size)
         size_bytes = _amount("size_bytes", self.size_bytes, problem_size)
         task = self._task(args, kwargs, self._key(problem_size, kernel_type, args, kwargs))
+        refuse_tuning(task.name)
         run = tune(task, where, self._store, afresh=True, **self._limits)
         if run is not None and run.result.interrupted:
             raise TuningInterrupted(run.result)
