@@ -7,6 +7,7 @@ import torch
 from gristmill.cache import shipped
 from gristmill.cache.packs import KeptPlan, Pack
 from gristmill.cache.shipped import pack_name
+from gristmill.cache.store import store
 from gristmill.core.plan import Candidate, Measurement, Outcome, Plan
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation, load
@@ -60,3 +61,14 @@ def ship(folder, *plans, measurements=()):
 
 def chosen(rows=64):
     return select(OP, problem(rows), TARGET, "eager")
+
+
+def tuned(rows=64, name="aten", **fields):
+    """A plan of the vendor's call, which is its own fallback."""
+    return kept(rows, name, **{"fallback": Candidate("aten"), **fields})
+
+
+def save(*entries):
+    """Keep plans in the user's store."""
+    for entry in entries:
+        store().save_plan(entry.plan, entry.family, entry.axes)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from pack_cases import OLD, TARGET, beside, kept, ship
+from pack_cases import OLD, TARGET, beside, kept, save, ship
 from typer.testing import CliRunner
 
 from gristmill import settings
@@ -37,11 +37,6 @@ def run(pack_dir, tmp_path, monkeypatch):
 
 def json_of(run, *arguments, code=0):
     return json.loads(run(*arguments, "--json", code=code).stdout)
-
-
-def save(*entries):
-    for entry in entries:
-        store().save_plan(entry.plan, entry.family, entry.axes)
 
 
 def test_a_store_goes_through_a_pack_into_another(run, tmp_path):

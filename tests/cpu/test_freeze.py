@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from pack_cases import OLD, OP, TARGET, beside, chosen, kept, ship
+from pack_cases import OLD, OP, TARGET, beside, chosen, save, ship, tuned
 from store_cases import warns
 
 import gristmill as gm
@@ -23,7 +23,6 @@ from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import named_target
 from gristmill.ops._dispatch import dispatcher
-from gristmill.ops.plans import LOCK_FILE
 from gristmill.selection import frozen
 from gristmill.selection.frozen import FrozenWarning
 from gristmill.selection.select import select
@@ -34,15 +33,6 @@ pytestmark = pytest.mark.usefixtures("pack_dir")
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "lock.json"
-
-
-def save(*entries):
-    for entry in entries:
-        store().save_plan(entry.plan, entry.family, entry.axes)
-
-
-def tuned(rows=64, name="aten", **fields):
-    return kept(rows, name, **{"fallback": Candidate("aten"), **fields})
 
 
 def say(match):
@@ -299,60 +289,6 @@ def test_thawing_wins_over_the_setting(path):
         assert chosen().reason == "stored"
         gm.freeze(plans="file")  # the setting names the file
         assert chosen().reason == "locked"
-
-
-def test_the_default_file_is_in_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(tuned())
-    chosen()
-    assert gm.freeze() == tmp_path / LOCK_FILE
-    assert (tmp_path / LOCK_FILE).exists()
-
-
-def test_there_has_to_be_something_to_freeze(path):
-    for plans in ("used", "stored"):
-        with pytest.raises(gm.FrozenError, match=r"nothing to freeze.*Call the ops"):
-            gm.freeze(path, plans=plans)
-    with pytest.raises(gm.InvalidInputError, match="used, stored, file"):
-        gm.freeze(path, plans="all")
-    assert not path.exists()
-    assert frozen.active() is None
-
-
-def test_a_lock_that_cannot_be_written_freezes_nothing(tmp_path):
-    save(tuned())
-    chosen()
-    with pytest.raises(gm.FrozenError, match=r"cannot be written .*nothing is frozen"):
-        gm.freeze(tmp_path / "no" / "folder.json")
-    assert frozen.active() is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: "", "cannot be read"),
-        (lambda data: json.dumps([]), "no lock file"),
-        (lambda data: json.dumps({**data, "format": "x"}), "no lock file"),
-        (lambda data: json.dumps({**data, "version": 2}), "version 2 .*this one reads 1"),
-        (lambda data: json.dumps({**data, "strict": "no"}), "damaged: it needs `strict`"),
-        (lambda data: json.dumps({**data, "plans": [1]}), "plan 0 .*no object"),
-        (lambda data: json.dumps({**data, "plans": [{**data["plans"][0], "x": 1}]}), "has no x"),
-        (lambda data: json.dumps({**data, "plans": [{"op": "rms_norm"}]}), "plan 0 .*damaged"),
-    ],
-)
-def test_a_damaged_lock_file_is_refused(path, change, message):
-    save(tuned())
-    chosen()
-    gm.freeze(path)
-    gm.thaw()
-    path.write_text(change(json.loads(path.read_text())))
-    with pytest.raises(gm.FrozenError, match=f"{message}.*Freeze again"):
-        gm.freeze(path, plans="file")
-    assert frozen.active() is None
-    with settings.override(lock_file=path):
-        for _ in range(2):  # and again: a process must not run unfrozen because it asked before
-            with pytest.raises(gm.FrozenError, match=message):
-                chosen()
 
 
 def test_explain_says_that_plans_are_frozen(path):
