@@ -23,6 +23,7 @@ from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import named_target
 from gristmill.ops._dispatch import dispatcher
+from gristmill.ops.agree import _taken_over
 from gristmill.selection import frozen
 from gristmill.selection.frozen import FrozenWarning
 from gristmill.selection.select import select
@@ -261,6 +262,20 @@ def test_what_was_only_explained_or_is_tuned_since_is_not_frozen(path):
     assert [u.plan for u in frozen.used()] == [op.plan]
     gm.freeze(path)
     assert len(read_lock(path).plans) == 1
+
+
+def test_a_frozen_rank_has_its_locks_plan_and_keeps_no_other(path):
+    save(tuned(reason="locked"))
+    chosen()
+    gm.freeze(path)
+    store().prune(everything=True)
+    problem = OP.problem((torch.empty(64, 256), torch.empty(256), 1e-6))
+    elsewhere = tuned(name="inductor", reason="another rank's").plan
+    found = _taken_over(elsewhere, (OP, (), problem, TARGET), 1)
+    assert found.reason == "locked"
+    assert store().plans() == []
+    gm.thaw()
+    assert _taken_over(elsewhere, (OP, (), problem, TARGET), 1).reason == "another rank's"
 
 
 def test_bound_calls_ask_again_when_plans_are_frozen_and_thawed(path):

@@ -114,7 +114,6 @@ def bring(store: PlanStore, pack: Pack) -> Imported:
     Raises:
         CacheError: the store cannot be written.
     """
-
     done = Imported(0, 0, 0, 0)
 
     def choose(read: Callable[[str], Sequence[rows.Row]]) -> _New:

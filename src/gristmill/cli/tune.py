@@ -122,9 +122,7 @@ def command(
         explanation = explain_problem(spec, one.problem, device_target(where), shown)
         explanations.append(explanation)
         records.append(TuningRecord.of(op, one.name, where, result, explanation))
-        reports.append(
-            {"workload": one.name, **_report(result), "explanation": explanation.to_json()}
-        )
+        reports.append(_report(one.name, result, explanation))
         if not as_json:
             print_explanation(console(), explanation, SHOWN)
         if interrupted:
@@ -195,13 +193,15 @@ def _tune(
     return result
 
 
-def _report(result: TuningResult) -> dict[str, Any]:
+def _report(workload: str, result: TuningResult, explanation: Explanation) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for outcome in result.outcomes.values():
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
     return {
+        "workload": workload,
         "interrupted": result.interrupted,
         "stopped": result.stopped,
         "seconds": result.seconds,
         "candidates": counts,
+        "explanation": explanation.to_json(),
     }

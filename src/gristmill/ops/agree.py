@@ -29,6 +29,7 @@ from gristmill.core.registry import implementation
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, InvalidInputError, TuningError
 from gristmill.ops._dispatch import forget
+from gristmill.selection.frozen import active
 from gristmill.selection.select import select
 
 Asked = tuple[Op, tuple[Any, ...], Problem, Target]
@@ -112,6 +113,8 @@ def _taken_over(plan: Plan, asked: Asked, first: int) -> Plan:
             f"the ranks do not agree on a plan: the source of `{op.name}`'s {impl.name!r} is "
             f"another here than on rank {first}. Install one version of gristmill on all."
         )
+    if active() is not None:  # a frozen rank has its lock file's plan, and keeps no other
+        return select(op, problem, target, plan.objective)
     bucket, place = op.bucket(problem), store()
     place.forget()  # it may be the very store that the first rank wrote to
     known = place.plan(op.name, bucket.key, target.key, plan.objective)

@@ -131,14 +131,12 @@ def get_op(
 
     Args:
         op: the op's name (`gristmill list` shows them).
-        args, kwargs: the arguments that it will be called with. Their values are not used: tuning
-            makes its own.
+        args, kwargs: what it will be called with; values are not used, tuning makes its own.
         objective: `eager` ranks by the longer of host and device time of a call, `graph` by
             CUDA-graph replay time.
         tune: `now` tunes a problem that has no plan (under a progress line on a terminal), `never`
             (and a frozen process) takes what selection has. Default: the setting `GRISTMILL_TUNE`.
-        budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
-            Default: 60 s.
+        budget_s, trials: limits of the tuning: seconds (default: 60), Triton candidates.
         strategy: by name, or a strategy of yours: a class made with (space, problem, target, seed),
             or an object with `ask` and `tell` (`gristmill.tuning.Strategy`; docs/strategies.md).
             `auto` is exhaustive where that fits the trials, else the portfolio.
@@ -155,8 +153,7 @@ def get_op(
         StrategyError: a strategy of yours raised, or proposed what cannot be measured; what was
             measured, and the best of it as the plan, are kept.
         FrozenError: a strict lock file has no plan for this problem.
-        KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
-            are kept.
+        KeyboardInterrupt: Ctrl-C while tuning; what was measured is kept, the best as the plan.
     """
 
     def question() -> Asked:
@@ -170,8 +167,7 @@ def get_op(
     (_, values, problem, _), plan = agreed_plan(group, objective, question, decide)
     dispatch = dispatcher(op, objective)
     dispatch.build(plan, values)
-    make = _bound_class(dispatch, dispatch.is_native(plan))
-    return make(dispatch, problem, plan, values)
+    return _bound_class(dispatch, dispatch.is_native(plan))(dispatch, problem, plan, values)
 
 
 def _wishes(

@@ -48,6 +48,13 @@ def padded_width(N):
     return (N + 15) // 16 * 16
 
 
+@triton.jit
+def zero_past(partial_ptr, N, width):
+    """Zeros behind a program's `N` sums, up to their padded width."""
+    past = N + tl.arange(0, 16)
+    tl.store(partial_ptr + past, tl.zeros((16,), tl.float32), mask=past < width)
+
+
 def share_width(width: int) -> int:
     """`padded_width` on the host."""
     return triton.cdiv(width, 16) * 16

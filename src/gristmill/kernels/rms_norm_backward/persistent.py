@@ -32,6 +32,7 @@ from gristmill.kernels.device.partial_sums import (
     share_width,
     sum_block,
     sum_partials,
+    zero_past,
 )
 from gristmill.kernels.device.row_blocks import (
     access_values,
@@ -178,8 +179,7 @@ def _rms_norm_bwd_kernel(
         held = cols < share
         if ACCESS > 1:  # elsewhere blocks reach that far, with zeros
             held = col_mask
-            past = N + tl.arange(0, 16)
-            tl.store(partial + past, tl.zeros((16,), tl.float32), mask=past < share)
+            zero_past(partial, N, share)
         tl.store(partial + head + cols, tl.sum(dw, axis=0), mask=held)
         if REST:
             held = rest_mask if ACCESS > 1 else rest < share
@@ -198,19 +198,10 @@ def _edges(problem: Problem) -> bool:
     return have_edges(problem["x"], problem["grad_out"])
 
 
-def _block_n(config: Mapping[str, Any], problem: Problem, target: Target) -> int:
-    del target
-    return held_columns(config, problem["x"])
-
-
 def _step(config: Mapping[str, Any], problem: Problem, target: Target) -> int:
     """What the number of programs is a multiple of: all rows of a program have the same edges."""
     del target
     return edge_period(problem["x"]) if config.get("EDGES", False) else 1
-
-
-def _threads(config: Mapping[str, Any], target: Target) -> int:
-    return config["num_warps"] * target.warp_size
 
 
 def _max_values(registers: int, itemsize: int) -> int:
@@ -239,13 +230,16 @@ SPACE = Space(
     flag("ONE_SUM"),
     choice("STREAM", "", ".cs"),
     when(lambda c, p, t: can_overlap(t) and has_weight_grad(p), flag("OVERLAP")),
-    derive("BLOCK_N", _block_n),
+    derive("BLOCK_N", lambda c, p, t: held_columns(c, p["x"])),
     derive("STEP", _step),
     VALUES,
     derive("MAX_REGISTERS", max_registers),
     derive("NUM_PROGRAMS", lambda c, p, t: c["PROGRAMS_PER_SM"] * t.num_sms),
     derive("SUM_BLOCK", lambda c, p, t: sum_block(p["x"].shape[-1], t)),
-    require("a program has more than 1,024 threads", lambda c, p, t: _threads(c, t) <= 1024),
+    require(
+        "a program has more than 1,024 threads",
+        lambda c, p, t: c["num_warps"] * t.warp_size <= 1024,
+    ),
     require(
         "a thread holds more values of the tile than there are registers for",
         lambda c, p, t: c["VALUES"] <= _max_values(c["MAX_REGISTERS"], p["x"].itemsize),
@@ -297,7 +291,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
     itemsize, n_rows = problem["x"].itemsize, max(1, rows(problem))
     blocks = _blocks(problem, target)
     edges, tail = blocks.get("EDGES", False), blocks.get("TAIL", False)
-    held = _block_n(blocks, problem, target)
+    held = held_columns(blocks, problem["x"])
     block_m = min(64, max(1, 2048 // (main_block(held) if edges else _width(problem))))
     most_m = 1 if _step(blocks, problem, target) > 1 else 2 * n_rows - 1
     while block_m > most_m:
@@ -340,11 +334,9 @@ def _usual_registers(itemsize: int, aligned: bool, blocks: Mapping[str, Any], bl
 
 def supports(problem: Problem, target: Target) -> str | None:
     del target
-    x = problem["x"]
-    if _width(problem) * x.itemsize > MAX_BYTES:
-        return (
-            f"rows of {x.shape[-1]} values of {x.itemsize} bytes are wider than {MAX_BYTES} bytes"
-        )
+    x, size = problem["x"], problem["x"].itemsize
+    if _width(problem) * size > MAX_BYTES:
+        return f"rows of {x.shape[-1]} values of {size} bytes are wider than {MAX_BYTES} bytes"
     return why_not_rows(x, problem["grad_out"])
 
 
@@ -370,13 +362,12 @@ def _launch(
     overlap = overlaps(config)
     launches = []
     if x.numel():
-        sizes_and_strides = leading_arguments(*specs)
         tail = (weight, grad_x, partials, n_rows, n, float(eps))
         launches.append(
             Launch(
                 kernel=_rms_norm_bwd_kernel,
                 grid=(_programs(n_rows, config),),
-                args=(x, grad_out, *sizes_and_strides, *tail),
+                args=(x, grad_out, *leading_arguments(*specs), *tail),
                 constexprs={
                     "LEADING": len(collapse_rows(*specs)),
                     "PRELOAD": weight is not None and config.get("PRELOAD", True),
