@@ -136,17 +136,14 @@ def get_op(
             takes what selection has. Default: the setting `GRISTMILL_TUNE`, which is `now`.
         budget_s, trials: limits of the tuning, in seconds of wall clock and in Triton candidates.
             Default: 60 s.
-        strategy: by name, or a strategy of yours: a class made with (space, problem, target, seed),
-            or an object with `ask` and `tell` (`gristmill.tuning.Strategy`; docs/strategies.md).
-            `auto` is exhaustive where that fits the trials, else the portfolio.
+        strategy: by name (`auto`: exhaustive where that fits the trials, else the portfolio), or
+            one of yours: see `gristmill.tuning.Strategy` and docs/strategies.md.
 
     Raises:
         UnknownOpError, InvalidInputError, UnsupportedProblemError: what was asked cannot be run.
         TuningError: no candidate gave right results, or the reference itself raised.
-        StrategyError: a strategy of yours raised, or proposed what cannot be measured; what was
-            measured, and the best of it as the plan, are kept.
-        KeyboardInterrupt: Ctrl-C while tuning; what was measured, and the best of it as the plan,
-            are kept.
+        StrategyError, KeyboardInterrupt: a strategy raised or proposed what cannot be measured, or
+            Ctrl-C; what was measured, and the best of it as the plan, are kept.
     """
     spec, values, problem, target = ask(op, args, kwargs, objective)
     plan = select(spec, problem, target, objective)
