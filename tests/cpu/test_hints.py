@@ -113,7 +113,11 @@ def test_neighbours_are_the_best_of_the_nearest_buckets_and_valid_here():
     assert found == (configs[2], configs[3], configs[4], configs[1])
 
 
-def test_the_compiler_tells_registers_spills_and_what_cannot_be_launched():
+def _missing(*args, **kwargs):
+    raise FileNotFoundError(args[0][0])
+
+
+def test_the_compiler_tells_registers_spills_and_what_cannot_be_launched(monkeypatch):
     op, impl = load("matmul"), implementation("matmul", "tiled")
     problem = op.workload("square-4096").problem
     config = impl.config(None, problem, HOPPER)
@@ -123,6 +127,14 @@ def test_the_compiler_tells_registers_spills_and_what_cannot_be_launched():
     assert outcome.spills is not None
     assert outcome.spills < 64
     assert 0 < outcome.shared_bytes <= HOPPER.shared_memory_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr("subprocess.run", _missing)
+        blind = compile_candidate(problem, HOPPER, Candidate("tiled", config))
+    assert blind.ok
+    assert (blind.registers, blind.spills) == (
+        None,
+        None,
+    )  # what is not known is held against nobody
     small = replace(HOPPER, shared_memory_bytes=1024)  # the space's own rule is asked before
     found = compile_candidate(problem, small, Candidate("tiled", config))
     assert found.status == "compile_error"

@@ -66,12 +66,13 @@ class Binary:
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder, "kernel.cubin")
             cubin.write_bytes(self.kernel.asm["cubin"])
-            tool = knobs.nvidia.cuobjdump.path
-            text = subprocess.run(
-                [tool, "-res-usage", cubin], capture_output=True, text=True, check=True
-            ).stdout
+            try:
+                command = [knobs.nvidia.cuobjdump.path, "-res-usage", cubin]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+            except (OSError, RuntimeError, subprocess.SubprocessError):
+                return None, None  # no such tool here: known once the kernel is loaded
         usage = dict(
-            part.split(":", 1) for part in text.split() if ":" in part and part[0].isupper()
+            part.split(":", 1) for part in done.stdout.split() if ":" in part and part[0].isupper()
         )
         return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
 

@@ -23,8 +23,9 @@ def fitting(binaries: Sequence[Binary], target: Target) -> Outcome:
     """The outcome of launches that compile: `ok` with what the heaviest needs, or `compile_error`
     where the target does not have it."""
     shared = max((b.shared_bytes for b in binaries), default=0)
-    registers = max((b.registers or 0 for b in binaries), default=0)
-    spills = max((b.spills or 0 for b in binaries), default=0) // 4  # bytes; a launch counts words
+    registers = max((b.registers for b in binaries if b.registers is not None), default=None)
+    # bytes, where a loaded kernel counts words
+    spills = max((b.spills // 4 for b in binaries if b.spills is not None), default=None)
     found = Outcome("ok", registers=registers, spills=spills, shared_bytes=shared)
     if shared > target.shared_memory_bytes:
         limit = f"{target.name} has {target.shared_memory_bytes} a program"

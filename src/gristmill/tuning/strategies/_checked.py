@@ -39,6 +39,8 @@ class Checked:
                 configs that were neither asked nor told before.
             TuningError: the space has no valid config that could be found.
         """
+        if count < 1:
+            return []
         try:
             asked: Any = self._strategy.ask(count)
         except GristmillError:

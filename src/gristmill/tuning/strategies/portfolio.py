@@ -71,7 +71,7 @@ class Portfolio(Learner):
 
     def _neighbours(self, count: int) -> list[Config]:
         """What was fast elsewhere, while it is at most a quarter of everything."""
-        room = int(KNOWN * (self._asked + count)) - self._asked_known
+        room = min(count, int(KNOWN * (self._asked + count)) - self._asked_known)
         unseen = [config for config in self._known if config not in self.seen]
         self._known = unseen[max(0, room) :]
         new = self.take(unseen[: max(0, room)])
@@ -96,11 +96,11 @@ class Portfolio(Learner):
             return self.take(configs)
         drawn = self.random.sample(configs, min(len(configs), SPREAD))
         rows = self.pool.features(drawn)
-        known = self.pool.features(list(self.times)) if self.times else rows[:1]
+        known = self.pool.features(list(self.seen)) if self.seen else rows[:1]
         gaps = np.abs(rows[:, None] - known[None]).sum(-1).min(1)
         new: list[Config] = []
         while len(new) < count:
-            at = int(gaps.argmax()) if new or self.times else 0
+            at = int(gaps.argmax()) if new or self.seen else 0
             new.append(drawn[at])
             gaps = np.minimum(gaps, np.abs(rows - rows[at]).sum(-1))
             gaps[at] = -1.0
