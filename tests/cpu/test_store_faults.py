@@ -248,6 +248,27 @@ def test_where_wal_fails_there_is_a_rollback_journal(tmp_path, monkeypatch, how)
         use(PlanStore(tmp_path), saved=True)
 
 
+def test_a_disk_that_is_full_when_wal_is_set_up_leaves_no_rollback_journal(tmp_path, monkeypatch):
+    class Connection(sqlite3.Connection):
+        def execute(self, statement, *args):
+            if statement == "PRAGMA journal_mode = WAL" and full:
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(statement, *args)
+
+    connect, full = sqlite3.connect, True
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Connection))
+    one = PlanStore(tmp_path)
+    with warns("full"):
+        one.record([measurement()])
+    assert not list(tmp_path.glob("plans*"))
+    full = False
+    one.record([measurement(BLOCK=2)])
+    one.close()
+    with connect(tmp_path / FILE_NAME) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("SELECT count(*) FROM measurements").fetchone() == (2,)
+
+
 @pytest.mark.parametrize(("mode", "name"), [("database", FILE_NAME), ("shards", FOLDER_NAME)])
 def test_warnings_as_errors_lose_nothing(tmp_path, mode, name):
     """With what it needs in the way: a folder for the file, a file for the folder."""

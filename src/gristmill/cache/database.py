@@ -234,6 +234,8 @@ class Database:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             reason = "" if mode == "wal" else f"the journal mode stayed {mode!r}"
         except sqlite3.OperationalError as error:
+            if fault_of(error).kind == "full" or _is_full(self.folder):
+                raise  # no reason to do without WAL once there is room
             reason = str(error)
         if reason:
             connection.execute("PRAGMA journal_mode = DELETE")

@@ -5,7 +5,7 @@ A program sums a few columns of the result, walking K in wide blocks of 16-byte 
 to `a` (`evict_first`, which only plain loads keep). FOLD adds the products of a load at once: an
 eighth of the sums in registers, so that more programs share a processor. A batch is so many rows,
 each with a matrix of its own. Made for one token at decode, where reading the weight is all there
-is to do; not measured yet (docs/performance/matmul.md).
+is to do (docs/performance/matmul.md).
 """
 
 from __future__ import annotations
@@ -168,5 +168,5 @@ def _launch(
     )
 
 
-# Where nothing is measured cuBLAS goes before it, until it has been measured itself.
-matmul = register(OP, "gemv", _launch, space=SPACE, prior=_prior, supports=supports)
+# Untuned, it goes before cuBLAS: tuned it is 3 to 19% faster on Llama-3-8B's projections (H200).
+matmul = register(OP, "gemv", _launch, space=SPACE, prior=_prior, supports=supports, preference=1)

@@ -4,8 +4,8 @@ A program sums one tile over its part of K; where there are parts, a second laun
 float32 sums in order (deterministic, no atomics), with PDL (programmatic dependent launch) set up
 while the first one runs. SWAP computes `out.T = b.T @ a.T`, so that the
 long N lies along the 64 rows of a Hopper product and few tokens along its short side. EVICT reads
-the weight past L2, which only plain loads (one stage) keep. Made for 2 to 64 tokens at decode;
-not measured yet (docs/performance/matmul.md).
+the weight past L2, which only plain loads (one stage) keep. Made for 2 to 64 tokens at decode
+(docs/performance/matmul.md).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and the program's share of `grad_weight` stays in float32 registers until its la
 launch adds the shares up, in a fixed order and without atomics; it is set up while the first one
 ends (`OVERLAP`). `STAGES - 2` tiles are on their way to shared memory while one is computed. A row
 whose width is no power of two, or that starts off 16 bytes, can be held in two blocks of columns
-(`TAIL`, `EDGES`: `device/row_blocks.py`). Made for rows that fit into registers; not measured yet.
+(`TAIL`, `EDGES`: `device/row_blocks.py`). Made for rows that fit into registers.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The first launch sums `x**2` and `grad_out * weight * x` over parts of rows. In the second, a
 program owns a strip of columns, walks rows with nothing to wait for, and keeps its strip of
 `grad_weight` in registers; a third adds the programs' shares up, in a fixed order. Everything is
-read twice, the second time from L2 where it fits. Made for rows that no processor can hold,
-and for so few rows that one program each leaves processors idle; not measured yet.
+read twice, the second time from L2 where it fits. Made for rows that no processor can hold; for so
+few rows that one program each leaves processors idle it is in the race.
 """
 
 from __future__ import annotations
