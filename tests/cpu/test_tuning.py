@@ -272,10 +272,12 @@ def test_the_choice_takes_the_fastest_and_ties_go_to_who_needs_least():
 
 @pytest.mark.parametrize(("share", "name"), [(1.015, "aten"), (1.03, "inductor")])
 def test_a_compiler_at_run_time_has_to_pay_more_than_what_never_slower_allows(share, name):
-    built = _entry("inductor", [100.0] * 50, host=45.0)
-    other = _entry("aten", [100.0 * share] * 50, host=12.0)
+    built = _entry("inductor", [60.0] * 50, host=45.0)
+    other = _entry("aten", [60.0 * share] * 50, host=12.0)
     assert choose("rms_norm", [built, other], "eager")[0].implementation == name
     assert choose("rms_norm", [built, other], "graph")[0].implementation == "inductor"
+    long = _entry("inductor", [125.0] * 50, host=45.0), _entry("aten", [127.0] * 50, host=12.0)
+    assert choose("rms_norm", long, "eager")[0].implementation == "inductor"
 
 
 def test_a_host_that_stays_ahead_of_the_device_decides_a_tie():

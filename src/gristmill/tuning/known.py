@@ -9,6 +9,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError
 from gristmill.tuning.subject import Tunable
+from gristmill.tuning.timed import trailing
 
 
 def text_of(problem: Problem) -> str:
@@ -28,8 +29,20 @@ def known_outcomes(
     time; a launch may have failed for want of memory.)"""
     text = text_of(problem)
     same = [m for m in rows if m.provenance == provenance and m.problem == text]
-    known = _valid(same, tunables, problem, target)
-    return {candidate: o for candidate, o in known if o.status != "launch_error"}
+    known = dict(_valid(same, tunables, problem, target))
+    best_us = min((o.device_us for o in known.values() if o.ok and o.device_us), default=None)
+    return {c: o for c, o in known.items() if o.status != "launch_error" and _stands(o, best_us)}
+
+
+def _stands(outcome: Outcome, best_us: float | None) -> bool:
+    """Whether an outcome says the same where this is the best: what trailed another best, one that
+    is no candidate here, may lead."""
+    if outcome.status != "slow":
+        return True
+    if best_us is None:
+        return False
+    us, repeats = outcome.device_us, outcome.repeats
+    return us is None or trailing(us, repeats, best_us) is not None
 
 
 def best_known(
