@@ -19,6 +19,7 @@ from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.errors import InvalidInputError
 from gristmill.tuning.recorded import Recording
+from gristmill.tuning.searches import Turns
 from gristmill.tuning.strategies import check_strategy, make_strategy
 from gristmill.tuning.timed import trailing
 
@@ -118,12 +119,11 @@ class Replay:
             name: make_strategy(strategy, space, recording.problem, recording.target, seed)
             for name, space in self.spaces.items()
         }
-        active, best = list(searched), math.inf
-        while active and len(search.shares) < evaluations:
-            name = active.pop(0)
+        turns, best = Turns(list(searched)), math.inf
+        while turns.active and len(search.shares) < evaluations:
+            name = turns.next()
             asked = searched[name].ask(min(batch, evaluations - len(search.shares)))
-            if asked:
-                active.append(name)
+            turns.asked(name, len(asked))
             answers: list[tuple[Config, Outcome]] = []
             for config in asked:
                 candidate = Candidate(name, config)
@@ -134,6 +134,7 @@ class Replay:
                 search.shares.append(self.optimum_us / best)
             for config, outcome in answers:
                 searched[name].tell(config, outcome)
+                turns.told(Candidate(name, config), outcome)
         search.ask_s = time.perf_counter() - began
         last = search.shares[-1] if search.shares else 0.0
         search.shares += [last] * (evaluations - len(search.shares))

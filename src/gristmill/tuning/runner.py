@@ -204,17 +204,15 @@ class TuningRun:
         self._measure_fixed("compiled")
         if self.explore and self.budget.roofline_stop is not None:
             self._roofline = self._measurer.roofline()
-        active = list(self._searched)
-        while self._searching and (active or pool.pending):
-            while active and pool.pending < 2 * settings.current().compile_jobs:
-                impl = active.pop(0)
-                asked, why_none = self._strategies.ask(impl.name, self._allowance(pool.pending))
+        turns = self._strategies.turns
+        while self._searching and (turns.active or pool.pending):
+            while turns.active and pool.pending < 2 * settings.current().compile_jobs:
+                name = turns.next()
+                asked, why_none = self._strategies.ask(name, self._allowance(pool.pending))
                 if why_none is not None:
-                    self._tell(Candidate(impl.name), why_none)
+                    self._tell(Candidate(name), why_none)
                 for config in asked:
-                    pool.submit(Candidate(impl.name, config))
-                if asked:
-                    active.append(impl)
+                    pool.submit(Candidate(name, config))
             if not pool.pending:
                 return
             candidate, compiled = pool.collect()
