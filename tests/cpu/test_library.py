@@ -13,6 +13,7 @@ import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -366,3 +367,16 @@ def test_graphs_below_autograd_call_the_op_without_its_autograd_kernel(grad):
     assert "gristmill._rms_norm.default" in ours
     assert grad == ("gristmill._rms_norm_backward.default" in ours)
     assert all(name.startswith("gristmill._") for name in ours)
+
+
+def test_graphs_that_may_be_differentiated_yet_call_the_op_itself():
+    class Model(torch.nn.Module):
+        def forward(self, x, w):
+            return gm.rms_norm(x, w) * 2
+
+    values = (torch.randn(6, 32), torch.randn(32))
+    exported = torch.export.export(Model(), values).run_decompositions()
+    for graph in (make_fx(Model())(*values).graph, exported.graph):
+        targets = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+        assert "gristmill.rms_norm.default" in targets
+        assert not any(target.startswith("gristmill._") for target in targets)

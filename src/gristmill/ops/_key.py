@@ -58,9 +58,14 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0 or in_transform(JVP)
 
 
-def in_trace() -> bool:
-    """Whether torch records the operations below autograd into a graph (AOTAutograd, `make_fx`)."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+def below_autograd() -> bool:
+    """Whether AOTAutograd records the operations below autograd into a graph that it has given its
+    gradients: what `make_fx` and exported programs record may be differentiated yet."""
+    return (
+        torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        and torch._guards.TracingContext.try_get() is not None
+        and not torch.compiler.is_exporting()
+    )
 
 
 def in_transform(kind: Any) -> bool:

@@ -22,7 +22,7 @@ from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import RegistrationError, did_you_mean
 from gristmill.ops._generate import refuse_schema
-from gristmill.ops._key import VMAP, in_forward_mode, in_trace, in_transform
+from gristmill.ops._key import VMAP, below_autograd, in_forward_mode, in_transform
 
 NAMESPACE = "gristmill"
 DEVICES = ("CPU", "CUDA")  # torch's dispatch keys; ROCm's devices are CUDA's
@@ -48,7 +48,7 @@ def register_op(op: Op, run: Callable[..., Any], call: Callable[[str], Callable[
 
     def below(keys: Any, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            if in_trace():
+            if below_autograd():
                 return values(*args)
             return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
 

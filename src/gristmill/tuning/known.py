@@ -12,6 +12,10 @@ from gristmill.tuning.subject import Tunable
 from gristmill.tuning.timed import trailing
 
 
+# What may be the device's or the moment's fault: too little memory, a busy machine.
+AGAIN = ("launch_error", "timeout", "crash")
+
+
 def text_of(problem: Problem) -> str:
     """A problem as it stands beside its measurements: text that any row can keep."""
     return str(problem).encode("utf-8", "backslashreplace").decode()
@@ -26,12 +30,12 @@ def known_outcomes(
 ) -> dict[Candidate, Outcome]:
     """The outcomes of this very problem, with the sources as they are, under these versions: of a
     run that was killed, or had fewer candidates. (Another problem of the bucket takes another
-    time; a launch may have failed for want of memory.)"""
+    time; what failed when it ran may not fail again.)"""
     text = text_of(problem)
     same = [m for m in rows if m.provenance == provenance and m.problem == text]
     known = dict(_valid(same, tunables, problem, target))
     best_us = min((o.device_us for o in known.values() if o.ok and o.device_us), default=None)
-    return {c: o for c, o in known.items() if o.status != "launch_error" and _stands(o, best_us)}
+    return {c: o for c, o in known.items() if o.status not in AGAIN and _stands(o, best_us)}
 
 
 def _stands(outcome: Outcome, best_us: float | None) -> bool:
