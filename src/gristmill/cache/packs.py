@@ -8,6 +8,7 @@ same bytes, and a diff of two packs is a diff of their plans.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -214,7 +215,7 @@ def kept_plan(row: rows.Row) -> KeptPlan:
     plan, family = rows.plan(row, provenance()), row["family"]
     if not isinstance(family, str):
         raise ValueError(f"family {family!r}")  # noqa: TRY004 - one kind of error for every damaged row
-    return KeptPlan(plan, family, rows.axes(row), float(row["created_at"]))
+    return KeptPlan(plan, family, rows.axes(row), rows.stamp(row["created_at"]))
 
 
 def merge(packs: Sequence[Pack]) -> Pack:
@@ -238,6 +239,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written there.
     """
+    if not path.name:  # `.` or `/`
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         with draft.open("w", encoding="utf-8") as file:

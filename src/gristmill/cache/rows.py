@@ -59,6 +59,7 @@ Read = Callable[[str], list[Row]]  # what a query gives
 # New measurements and plans, given what there is
 Choose = Callable[[Read], tuple[Sequence[Values], Sequence[Values]]]
 Chosen = Callable[[str, str, float], bool]  # a row's op, source hash and stamp: is it to go?
+LATEST_S = 1e11  # the year 5138
 
 
 def insert(table: str, columns: Sequence[str]) -> str:
@@ -110,6 +111,18 @@ def plan_row(
     )
 
 
+def stamp(value: Any) -> float:
+    """A time in seconds since 1970, of this era.
+
+    Raises:
+        ValueError: it is none. SQLite keeps NaN as NULL, and no clock rises above 1e300.
+    """
+    seconds = float(value)
+    if not 0 <= seconds < LATEST_S:
+        raise ValueError(f"the time {value!r}")
+    return seconds
+
+
 def measurement(row: Row) -> Measurement:
     """The measurement in a row.
 
@@ -125,7 +138,7 @@ def measurement(row: Row) -> Measurement:
         problem=_str(row["problem"]),
         outcome=_outcome(row["outcome"]),
         provenance=_str(row["provenance"]),
-        measured_at=float(row["measured_at"]),
+        measured_at=stamp(row["measured_at"]),
     )
 
 

@@ -84,13 +84,13 @@ def shipped_plans(target_key: str) -> PackedPlans:
 
 @functools.lru_cache(maxsize=64)
 def _read(path: Path) -> PackedPlans:
-    if not path.exists():
-        return PackedPlans(Pack())
     faults: list[str] = []
     try:
         text = packs.file_text(path)
         pack = packs.parse(text, lambda number, fault: faults.append(f"line {number}: {fault}"))
     except PackError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return PackedPlans(Pack())
         pack = Pack()
         faults.append(str(error))
     if faults:

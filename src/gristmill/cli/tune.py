@@ -77,6 +77,11 @@ RooflineStop = Annotated[
 ]
 
 
+Afresh = Annotated[
+    bool, typer.Option("--afresh", help="Measure what was measured before too.", show_default=False)
+]
+
+
 @app.command()
 def command(
     op: OpName,
@@ -89,6 +94,7 @@ def command(
     trials: Trials = None,
     strategy: Strategy = "auto",
     roofline_stop: RooflineStop = None,
+    afresh: Afresh = False,
     seed: Seed = 0,
     objective: ObjectiveName = "eager",
     out: Out = None,
@@ -111,7 +117,7 @@ def command(
     explanations, records, reports, interrupted = [], [], [], False
     for one in problems:
         try:
-            result = _tune(one, where, seconds, trials, strategy, seed, roofline_stop)
+            result = _tune(one, where, seconds, trials, strategy, seed, roofline_stop, afresh)
         except KeyboardInterrupt as stop:
             interrupted = True
             result = stop.result if isinstance(stop, TuningInterrupted) else TuningResult()
@@ -174,6 +180,7 @@ def _tune(
     strategy: str,
     seed: int,
     roofline_stop: float | None = None,
+    afresh: bool = False,
 ) -> TuningResult:
     values = arguments(workload.problem, device)
     result = tune(
@@ -184,6 +191,7 @@ def _tune(
         strategy=strategy,
         seed=seed,
         roofline_stop=roofline_stop,
+        afresh=afresh,
     )
     if not result.outcomes:
         raise TuningError(

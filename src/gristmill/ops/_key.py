@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._C._functorch import TransformType
+from torch._guards import TracingContext
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
@@ -63,7 +64,7 @@ def below_autograd() -> bool:
     gradients: what `make_fx` and exported programs record may be differentiated yet."""
     return (
         torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        and torch._guards.TracingContext.try_get() is not None
+        and TracingContext.try_get() is not None
         and not torch.compiler.is_exporting()
     )
 

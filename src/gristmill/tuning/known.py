@@ -11,7 +11,6 @@ from gristmill.errors import InvalidConfigError
 from gristmill.tuning.subject import Tunable
 from gristmill.tuning.timed import trailing
 
-
 # What may be the device's or the moment's fault: too little memory, a busy machine.
 AGAIN = ("launch_error", "timeout", "crash")
 
