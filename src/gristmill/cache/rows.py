@@ -118,7 +118,7 @@ def stamp(value: Any) -> float:
         ValueError: it is none. SQLite keeps NaN as NULL, and no clock rises above 1e300.
     """
     seconds = float(value)
-    if not 0 <= seconds < LATEST_S:
+    if not 0 <= seconds <= LATEST_S:
         raise ValueError(f"the time {value!r}")
     return seconds
 
