@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 import torch
-from pack_cases import OLD, TARGET, beside, chosen, kept, ship
+from pack_cases import OLD, OP, TARGET, beside, chosen, kept, problem, ship
 from store_cases import warns
 
 import gristmill as gm
@@ -21,12 +21,16 @@ from gristmill.cache import packs, shipped
 from gristmill.cache.shipped import pack_name
 from gristmill.cache.store import store
 from gristmill.cli import doctor
-from gristmill.core.plan import Candidate
+from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.provenance import provenance
+from gristmill.core.registry import implementation
 from gristmill.errors import PackError
 from gristmill.ops._dispatch import forget
 from gristmill.ops.get_op import _adopt
+from gristmill.tuning.budget import Budget
+from gristmill.tuning.runner import TuningRun
 
+OTHER = '{"torch":"1.0"}'  # the provenance of other versions
 STALE_SHARE = 0.1  # of a committed pack's plans
 
 
@@ -83,7 +87,7 @@ def test_a_plan_of_a_changed_kernel_is_a_miss_without_a_word(pack_dir):
 
 
 def test_a_plan_of_these_versions_goes_before_one_of_others(pack_dir):
-    other = kept(provenance='{"torch":"1.0"}', name="aten")
+    other = kept(provenance=OTHER, name="aten")
     ship(pack_dir, other)
     assert chosen().revalidate
     ship(pack_dir, other, kept())
@@ -148,7 +152,7 @@ def test_a_process_that_finds_its_plan_reads_no_pack(pack_dir, tmp_path):
 
 
 def test_a_search_starts_with_what_the_pack_has(pack_dir):
-    entry = kept(provenance='{"torch":"1.0"}')
+    entry = kept(provenance=OTHER)
     ship(pack_dir, entry, measurements=[beside(entry), beside(entry, "inductor")])
     bucket = entry.plan.bucket
     _adopt("rms_norm", bucket, TARGET.key)
@@ -159,8 +163,49 @@ def test_a_search_starts_with_what_the_pack_has(pack_dir):
     assert store().summary().measurements == 2
 
 
+@pytest.mark.parametrize("source", ["killed", "old"])
+def test_what_the_store_has_of_a_bucket_does_not_hide_what_the_pack_has(pack_dir, source):
+    """A row of a search that was killed, or of the vendor's call as it was."""
+    entry = kept(provenance=OTHER)
+    ship(pack_dir, entry, measurements=[beside(entry), beside(entry, "inductor")])
+    own = dataclasses.replace(beside(entry, at=2.0), outcome=Outcome("ok", device_us=7.0))
+    own = own if source == "killed" else dataclasses.replace(own, source_hash="old")
+    store().record([own])
+    stale = kept(name="aten", source_hash="old")
+    store().save_plan(stale.plan, stale.family, stale.axes)
+    where = ("rms_norm", entry.plan.bucket, TARGET.key)
+    _adopt(*where)
+    found = [(m.candidate.implementation, m.source_hash) for m in store().measurements(*where)]
+    current = {name: implementation("rms_norm", name).source_hash for name in ("aten", "inductor")}
+    assert set(found) == {(own.candidate.implementation, own.source_hash), *current.items()}
+    kept_own = [m for m in store().measurements(*where) if m.source_hash == own.source_hash]
+    assert own in kept_own  # what was measured here is not overruled
+    plan = store().plan(*where, "eager")
+    assert (plan.candidate, plan.revalidate) == (entry.plan.candidate, True)
+    _adopt(*where)
+    assert store().summary().measurements == len(found)
+
+
+def test_get_op_measures_the_packs_choice_though_a_search_was_killed(pack_dir):
+    """The pack's choice is no prior: nothing but the pack proposes it."""
+    impl = implementation("rms_norm", "row")
+    prior = impl.config(None, problem(), TARGET)
+    config = next(c for c in impl.space.valid(problem(), TARGET) if c != prior)
+    choice = Candidate("row", config)
+    entry = kept(name="row", candidate=choice, fallback=choice, provenance=OTHER)
+    packed = dataclasses.replace(beside(entry, "row"), candidate=choice, provenance=OTHER)
+    ship(pack_dir, entry, measurements=[packed])
+    store().record([beside(entry)])
+    assert chosen().revalidate
+    _adopt("rms_norm", entry.plan.bucket, TARGET.key)
+    run = TuningRun(
+        OP, problem(), torch.device("cpu"), store(), Budget(1.0), "auto", 0, None, explore=False
+    )
+    assert choice in run._first_candidates()
+
+
 def test_get_op_measures_a_packs_plan_of_other_versions_again(pack_dir):
-    entry = kept(provenance='{"torch":"1.0"}')
+    entry = kept(provenance=OTHER)
     ship(pack_dir, entry, measurements=[beside(entry, "inductor")])
     values = (torch.randn(64, 256), torch.randn(256))
     assert gm.get_op("rms_norm", values, tune="never").plan.revalidate
