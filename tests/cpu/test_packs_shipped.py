@@ -94,6 +94,25 @@ def test_a_plan_of_these_versions_goes_before_one_of_others(pack_dir):
     assert not chosen().revalidate
 
 
+def test_a_plan_of_a_changed_kernel_hides_no_usable_one_of_the_pack(pack_dir):
+    """Neither for its bucket nor for a near one, nor from what a lock file takes over."""
+    stale, usable = kept(source_hash="old"), kept(provenance=OTHER, name="aten")
+    ship(pack_dir, stale, usable)
+    assert (chosen().origin, chosen().candidate) == ("tuned", Candidate("aten"))
+    assert (chosen(rows=96).origin, chosen(rows=96).candidate) == ("neighbour", Candidate("aten"))
+    assert [k.plan.provenance for k in shipped.shipped_plans(TARGET.key).kept] == [OTHER]
+
+
+def test_a_plan_of_a_changed_kernel_hides_no_usable_one_of_the_store(pack_dir):
+    """The stale one is of these versions, and the later one."""
+    usable, stale = kept(provenance=OTHER, name="aten"), kept(source_hash="old")
+    for entry in (usable, stale):
+        store().save_plan(entry.plan, entry.family, entry.axes)
+    store().forget()
+    assert (chosen().origin, chosen().revalidate) == ("tuned", True)
+    assert (chosen(rows=96).origin, chosen(rows=96).candidate) == ("neighbour", Candidate("aten"))
+
+
 def test_only_the_pack_of_the_device_is_read(pack_dir):
     for key in ("cuda:sm_90:132:NVIDIA H200", "cpu:x86_64:1:Another"):
         (pack_dir / pack_name(key)).write_text("not a pack\n")
@@ -180,6 +199,7 @@ def test_what_the_store_has_of_a_bucket_does_not_hide_what_the_pack_has(pack_dir
     assert set(found) == {(own.candidate.implementation, own.source_hash), *current.items()}
     kept_own = [m for m in store().measurements(*where) if m.source_hash == own.source_hash]
     assert own in kept_own  # what was measured here is not overruled
+    store().forget()
     plan = store().plan(*where, "eager")
     assert (plan.candidate, plan.revalidate) == (entry.plan.candidate, True)
     _adopt(*where)

@@ -32,6 +32,7 @@ from gristmill.cache.faults import CacheWarning, Kind, StoreFault
 from gristmill.cache.summary import StoreSummary
 from gristmill.core.plan import Measurement, Objective, Plan
 from gristmill.core.provenance import provenance
+from gristmill.core.registry import first_current
 from gristmill.errors import CacheError
 from gristmill.record import record
 
@@ -74,8 +75,9 @@ class PlanStore:
         forks.wait_for(self)
 
     def plan(self, op: str, bucket_key: str, target_key: str, objective: Objective) -> Plan | None:
-        """The plan kept for a bucket, of these versions before one of others (then `revalidate` is
-        set): environments that share a folder keep theirs.
+        """The plan kept for a bucket: of a kernel as it is here before one that has changed; of
+        these versions before one of others (then `revalidate` is set), as environments that share
+        a folder keep theirs; the latest.
 
         What was read once is remembered, that there is none included: see `forget`.
         """
@@ -90,7 +92,8 @@ class PlanStore:
         )
         if found is None:
             return None  # and not remembered: the file may recover
-        plan = next((p for p in map(self._plan, found) if p is not None), None)
+        plans = [p for p in map(self._plan, found) if p is not None]
+        plan = first_current(plans, lambda p: p) if plans else None
         with self._memory:
             return self._known.setdefault(key, plan)
 
@@ -100,12 +103,15 @@ class PlanStore:
         """The plans of a family of buckets (`Bucket.family`), each with its axes' sizes."""
         key = (op, family, target_key, objective)
         where = "op = ? AND family = ? AND target = ? AND objective = ?"
-        found: dict[str, tuple[dict[str, int], Plan]] = {}
+        kept: dict[str, list[tuple[dict[str, int], Plan]]] = {}
         query = f"SELECT * FROM plans WHERE {where} ORDER BY provenance = ?, created_at"
         for row in self._rows(query, (*key, provenance())) or ():
             axes, plan = self._decode(row, rows.axes), self._plan(row)
             if plan is not None and axes is not None:
-                found[plan.bucket] = (axes, plan)
+                kept.setdefault(plan.bucket, []).append((axes, plan))
+        found = {
+            bucket: first_current(of[::-1], lambda pair: pair[1]) for bucket, of in kept.items()
+        }
         with self._memory:
             for unsaved in self._unsaved_plans.values():
                 plan = unsaved.plan
