@@ -244,6 +244,29 @@ def test_explain_shows_a_plan_that_only_the_pack_has(pack_dir):
     assert (explanation.rows[0].status, explanation.rows[0].device_us) == ("ok", 5.0)
 
 
+def test_explain_shows_a_candidate_once(pack_dir):
+    """As these versions measured it, though others did so later and it is faster there."""
+    entry = kept(name="aten")
+    own = beside(entry)
+    faster = Outcome("ok", device_us=1.0)
+    other = dataclasses.replace(own, provenance=OTHER, outcome=faster, measured_at=9.0)
+    for measurements in ([own, other], [other, own]):
+        ship(pack_dir, entry, measurements=measurements)
+        explanation = gm.explain("rms_norm", (torch.empty(64, 256), torch.empty(256)))
+        rows = [(r.chosen, r.device_us) for r in explanation.rows if r.implementation == "aten"]
+        assert rows == [(True, own.outcome.device_us)]
+
+
+def test_a_fallback_that_was_wrong_under_these_versions_is_left_out(pack_dir):
+    entry = kept()
+    wrong = dataclasses.replace(beside(entry), outcome=Outcome("wrong", "other values"))
+    other = dataclasses.replace(beside(entry, at=9.0), provenance=OTHER)
+    ship(pack_dir, entry, measurements=[other])
+    assert chosen().fallback == Candidate("aten")
+    ship(pack_dir, entry, measurements=[other, wrong])
+    assert chosen().fallback is None
+
+
 def test_a_direct_call_runs_the_packs_plan(pack_dir):
     forget("rms_norm")
     entry = kept(fallback=Candidate("aten"))

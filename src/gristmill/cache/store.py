@@ -142,18 +142,19 @@ class PlanStore:
         self._save()
 
     def measurements(self, op: str, bucket_key: str, target_key: str) -> list[Measurement]:
-        """What was measured for a bucket: the latest of each (implementation, config, source
-        hash)."""
+        """What was measured for a bucket: the latest of each candidate, source, provenance and
+        problem. `latest_of_each` has one of a candidate."""
         query = "SELECT * FROM measurements WHERE op = ? AND bucket = ? AND target = ?"
         key = (op, bucket_key, target_key)
         read = self._rows(f"{query} ORDER BY measured_at, id", key) or ()
         found = [self._decode(row, rows.measurement) for row in read]
         with self._memory:
             found += [m for m, _ in self._unsaved_measurements if (m.op, m.bucket, m.target) == key]
-        latest: dict[tuple[str, str, str], Measurement] = {}
+        latest: dict[tuple[str, ...], Measurement] = {}
         for m in found:
             if m is not None:
-                identity = (m.candidate.implementation, m.candidate.config.key, m.source_hash)
+                name, config = m.candidate.implementation, m.candidate.config.key
+                identity = (name, config, m.source_hash, m.provenance, m.problem)
                 if identity not in latest or m.measured_at >= latest[identity].measured_at:
                     latest[identity] = m
         return list(latest.values())
