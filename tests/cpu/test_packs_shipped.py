@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 import torch
-from pack_cases import OLD, TARGET, beside, chosen, kept, ship
+from pack_cases import OLD, OP, TARGET, beside, chosen, kept, problem, ship
 from store_cases import warns
 
 import gristmill as gm
@@ -21,12 +21,16 @@ from gristmill.cache import packs, shipped
 from gristmill.cache.shipped import pack_name
 from gristmill.cache.store import store
 from gristmill.cli import doctor
-from gristmill.core.plan import Candidate
+from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.provenance import provenance
+from gristmill.core.registry import implementation
 from gristmill.errors import PackError
 from gristmill.ops._dispatch import forget
 from gristmill.ops.get_op import _adopt
+from gristmill.tuning.budget import Budget
+from gristmill.tuning.runner import TuningRun
 
+OTHER = '{"torch":"1.0"}'  # the provenance of other versions
 STALE_SHARE = 0.1  # of a committed pack's plans
 
 
@@ -83,11 +87,30 @@ def test_a_plan_of_a_changed_kernel_is_a_miss_without_a_word(pack_dir):
 
 
 def test_a_plan_of_these_versions_goes_before_one_of_others(pack_dir):
-    other = kept(provenance='{"torch":"1.0"}', name="aten")
+    other = kept(provenance=OTHER, name="aten")
     ship(pack_dir, other)
     assert chosen().revalidate
     ship(pack_dir, other, kept())
     assert not chosen().revalidate
+
+
+def test_a_plan_of_a_changed_kernel_hides_no_usable_one_of_the_pack(pack_dir):
+    """Neither for its bucket nor for a near one, nor from what a lock file takes over."""
+    stale, usable = kept(source_hash="old"), kept(provenance=OTHER, name="aten")
+    ship(pack_dir, stale, usable)
+    assert (chosen().origin, chosen().candidate) == ("tuned", Candidate("aten"))
+    assert (chosen(rows=96).origin, chosen(rows=96).candidate) == ("neighbour", Candidate("aten"))
+    assert [k.plan.provenance for k in shipped.shipped_plans(TARGET.key).kept] == [OTHER]
+
+
+def test_a_plan_of_a_changed_kernel_hides_no_usable_one_of_the_store(pack_dir):
+    """The stale one is of these versions, and the later one."""
+    usable, stale = kept(provenance=OTHER, name="aten"), kept(source_hash="old")
+    for entry in (usable, stale):
+        store().save_plan(entry.plan, entry.family, entry.axes)
+    store().forget()
+    assert (chosen().origin, chosen().revalidate) == ("tuned", True)
+    assert (chosen(rows=96).origin, chosen(rows=96).candidate) == ("neighbour", Candidate("aten"))
 
 
 def test_only_the_pack_of_the_device_is_read(pack_dir):
@@ -148,7 +171,7 @@ def test_a_process_that_finds_its_plan_reads_no_pack(pack_dir, tmp_path):
 
 
 def test_a_search_starts_with_what_the_pack_has(pack_dir):
-    entry = kept(provenance='{"torch":"1.0"}')
+    entry = kept(provenance=OTHER)
     ship(pack_dir, entry, measurements=[beside(entry), beside(entry, "inductor")])
     bucket = entry.plan.bucket
     _adopt("rms_norm", bucket, TARGET.key)
@@ -159,8 +182,50 @@ def test_a_search_starts_with_what_the_pack_has(pack_dir):
     assert store().summary().measurements == 2
 
 
+@pytest.mark.parametrize("source", ["killed", "old"])
+def test_what_the_store_has_of_a_bucket_does_not_hide_what_the_pack_has(pack_dir, source):
+    """A row of a search that was killed, or of the vendor's call as it was."""
+    entry = kept(provenance=OTHER)
+    ship(pack_dir, entry, measurements=[beside(entry), beside(entry, "inductor")])
+    own = dataclasses.replace(beside(entry, at=2.0), outcome=Outcome("ok", device_us=7.0))
+    own = own if source == "killed" else dataclasses.replace(own, source_hash="old")
+    store().record([own])
+    stale = kept(name="aten", source_hash="old")
+    store().save_plan(stale.plan, stale.family, stale.axes)
+    where = ("rms_norm", entry.plan.bucket, TARGET.key)
+    _adopt(*where)
+    found = [(m.candidate.implementation, m.source_hash) for m in store().measurements(*where)]
+    current = {name: implementation("rms_norm", name).source_hash for name in ("aten", "inductor")}
+    assert set(found) == {(own.candidate.implementation, own.source_hash), *current.items()}
+    kept_own = [m for m in store().measurements(*where) if m.source_hash == own.source_hash]
+    assert own in kept_own  # what was measured here is not overruled
+    store().forget()
+    plan = store().plan(*where, "eager")
+    assert (plan.candidate, plan.revalidate) == (entry.plan.candidate, True)
+    _adopt(*where)
+    assert store().summary().measurements == len(found)
+
+
+def test_get_op_measures_the_packs_choice_though_a_search_was_killed(pack_dir):
+    """The pack's choice is no prior: nothing but the pack proposes it."""
+    impl = implementation("rms_norm", "row")
+    prior = impl.config(None, problem(), TARGET)
+    config = next(c for c in impl.space.valid(problem(), TARGET) if c != prior)
+    choice = Candidate("row", config)
+    entry = kept(name="row", candidate=choice, fallback=choice, provenance=OTHER)
+    packed = dataclasses.replace(beside(entry, "row"), candidate=choice, provenance=OTHER)
+    ship(pack_dir, entry, measurements=[packed])
+    store().record([beside(entry)])
+    assert chosen().revalidate
+    _adopt("rms_norm", entry.plan.bucket, TARGET.key)
+    run = TuningRun(
+        OP, problem(), torch.device("cpu"), store(), Budget(1.0), "auto", 0, None, explore=False
+    )
+    assert choice in run._first_candidates()
+
+
 def test_get_op_measures_a_packs_plan_of_other_versions_again(pack_dir):
-    entry = kept(provenance='{"torch":"1.0"}')
+    entry = kept(provenance=OTHER)
     ship(pack_dir, entry, measurements=[beside(entry, "inductor")])
     values = (torch.randn(64, 256), torch.randn(256))
     assert gm.get_op("rms_norm", values, tune="never").plan.revalidate
@@ -177,6 +242,29 @@ def test_explain_shows_a_plan_that_only_the_pack_has(pack_dir):
     explanation = gm.explain("rms_norm", (torch.empty(64, 256), torch.empty(256)))
     assert explanation.rows[0].chosen
     assert (explanation.rows[0].status, explanation.rows[0].device_us) == ("ok", 5.0)
+
+
+def test_explain_shows_a_candidate_once(pack_dir):
+    """As these versions measured it, though others did so later and it is faster there."""
+    entry = kept(name="aten")
+    own = beside(entry)
+    faster = Outcome("ok", device_us=1.0)
+    other = dataclasses.replace(own, provenance=OTHER, outcome=faster, measured_at=9.0)
+    for measurements in ([own, other], [other, own]):
+        ship(pack_dir, entry, measurements=measurements)
+        explanation = gm.explain("rms_norm", (torch.empty(64, 256), torch.empty(256)))
+        rows = [(r.chosen, r.device_us) for r in explanation.rows if r.implementation == "aten"]
+        assert rows == [(True, own.outcome.device_us)]
+
+
+def test_a_fallback_that_was_wrong_under_these_versions_is_left_out(pack_dir):
+    entry = kept()
+    wrong = dataclasses.replace(beside(entry), outcome=Outcome("wrong", "other values"))
+    other = dataclasses.replace(beside(entry, at=9.0), provenance=OTHER)
+    ship(pack_dir, entry, measurements=[other])
+    assert chosen().fallback == Candidate("aten")
+    ship(pack_dir, entry, measurements=[other, wrong])
+    assert chosen().fallback is None
 
 
 def test_a_direct_call_runs_the_packs_plan(pack_dir):

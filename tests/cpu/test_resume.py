@@ -117,7 +117,10 @@ def test_what_is_measured_again(folder, notebook, tmp_path, monkeypatch, change)
     elif change == "versions":
         monkeypatch.setattr("gristmill.tuning.runner.provenance", lambda: "newer")
     else:
-        for m in s.measurements("numbers", bucket, target):
+        rows = s.measurements("numbers", bucket, target)
+        if change == "problem":  # it is all that there is: a problem's own rows stay beside it
+            s.prune(everything=True)
+        for m in rows:
             if change == "problem":
                 changed = replace(m, problem="numbers(n=0)", measured_at=s.now())
             else:
@@ -126,6 +129,22 @@ def test_what_is_measured_again(folder, notebook, tmp_path, monkeypatch, change)
             s.record([changed])
     tune(folder, notebook, tmp_path, able=able)
     assert len(notebook.lines()) == 2 * before
+
+
+@pytest.mark.parametrize("change", [{"problem": "numbers(n=0)"}, {"provenance": "other"}])
+def test_what_others_measured_later_hides_nothing_that_was_measured_here(
+    folder, notebook, tmp_path, change
+):
+    """Another problem of the bucket, or another environment on the same store (or an import)."""
+    first = tune(folder, notebook, tmp_path)
+    before = len(notebook.lines())
+    s = PlanStore(folder)
+    rows = s.measurements("numbers", "n=1|", device_target(CPU).key)
+    failed = Outcome("launch_error", "out of memory")
+    s.record([replace(m, outcome=failed, measured_at=s.now(), **change) for m in rows])
+    again = tune(folder, notebook, tmp_path)
+    assert len(notebook.lines()) == before
+    assert again.plans["graph"].candidate == first.plans["graph"].candidate
 
 
 def test_trials_are_those_of_this_run(folder, notebook, tmp_path):

@@ -21,7 +21,7 @@ from gristmill.cache.backend import file_system
 from gristmill.cache.database import FILE_NAME
 from gristmill.cache.store import PlanStore, store
 from gristmill.core.config import Config
-from gristmill.core.plan import Candidate, Measurement, Outcome, Plan
+from gristmill.core.plan import Candidate, Measurement, Outcome, Plan, latest_of_each
 
 
 @pytest.fixture
@@ -134,6 +134,19 @@ def test_measurements_are_the_latest_of_each_identity(folder):
     found = PlanStore(folder).measurements(*KEY)
     assert sorted(found, key=str) == sorted([newest, *others], key=str)
     assert s.summary().measurements == 7
+
+
+def test_a_measurement_hides_none_of_other_versions_or_of_another_problem(folder):
+    s = PlanStore(folder)
+    own = measurement(at=1.0)
+    others = [replace(own, problem="another", measured_at=2.0)]
+    others.append(replace(own, provenance="other", measured_at=3.0))
+    s.record([own, *others])
+    found = PlanStore(folder).measurements(*KEY)
+    assert sorted(found, key=str) == sorted([own, *others], key=str)
+    assert latest_of_each(found, own.provenance) == others[:1]
+    assert latest_of_each(reversed(found), own.provenance) == others[:1]
+    assert latest_of_each(found, "a third") == others[1:]
 
 
 def test_derived_values_are_not_stored(folder):

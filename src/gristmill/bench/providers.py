@@ -12,8 +12,9 @@ from gristmill.cache.store import store
 from gristmill.compile.bound import bind
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
-from gristmill.core.plan import Candidate, Objective
+from gristmill.core.plan import Candidate, Objective, latest_of_each
 from gristmill.core.problem import Problem
+from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation, implementations
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, UnsupportedProblemError, did_you_mean
@@ -135,7 +136,7 @@ def _best(
     measured = store().measurements(impl.op.name, impl.op.bucket(problem).key, target.key)
     good = [
         m
-        for m in measured
+        for m in latest_of_each(measured, provenance())
         if m.candidate.implementation == impl.name
         and m.source_hash == impl.source_hash
         and m.outcome.ok

@@ -17,35 +17,41 @@ from gristmill import settings
 from gristmill.cache import packs
 from gristmill.cache.faults import CacheWarning
 from gristmill.cache.packs import KeptPlan, Pack
-from gristmill.core.plan import Measurement, Objective, Plan
+from gristmill.core.plan import OBJECTIVES, Measurement, Objective, Plan
+from gristmill.core.registry import first_current
 from gristmill.errors import PackError
 
 
 class PackedPlans:
-    """The plans of one pack, found as in a store. Plans of these versions of torch, Triton and the
-    driver go before others'."""
+    """The plans of one pack, found as in a store. Plans of kernels as they are here go before
+    others, then plans of these versions of torch, Triton and the driver, then the latest."""
 
     def __init__(self, pack: Pack) -> None:
-        self._plans: dict[tuple[str, ...], KeptPlan] = {}
-        self._families: dict[tuple[str, ...], list[KeptPlan]] = defaultdict(list)
+        self._plans: dict[tuple[str, ...], list[KeptPlan]] = defaultdict(list)  # the best first
+        self._families: dict[tuple[str, ...], dict[tuple[str, ...], None]] = defaultdict(dict)
         self._measurements: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
         for kept in sorted(pack.plans, key=lambda k: (not k.plan.revalidate, k.created_at)):
             plan = kept.plan
-            self._plans[plan.op, plan.bucket, plan.target, plan.objective] = kept
-        for kept in self._plans.values():
-            family = (kept.plan.op, kept.family, kept.plan.target, kept.plan.objective)
-            self._families[family].append(kept)
+            key = (plan.op, plan.bucket, plan.target, plan.objective)
+            self._plans[key].insert(0, kept)
+            self._families[plan.op, kept.family, plan.target, plan.objective][key] = None
         for m in pack.measurements:
             self._measurements[m.op, m.bucket, m.target].append(m)
 
     @property
     def kept(self) -> tuple[KeptPlan, ...]:
         """Every plan, one of a bucket."""
-        return tuple(self._plans.values())
+        return tuple(kept for key in self._plans if (kept := self._best(key)) is not None)
+
+    def _best(self, key: tuple[str, ...]) -> KeptPlan | None:
+        """The plan that counts for a bucket. Looked for when it is asked for: a pack has plans of
+        ops whose kernels this process never imports."""
+        found = self._plans.get(key)
+        return first_current(found, lambda kept: kept.plan) if found else None
 
     def plan(self, op: str, bucket_key: str, target_key: str, objective: Objective) -> Plan | None:
         """The plan for a bucket."""
-        kept = self._plans.get((op, bucket_key, target_key, objective))
+        kept = self._best((op, bucket_key, target_key, objective))
         if kept is None:
             return None
         return replace(kept.plan, reason=f"{kept.plan.reason}; from a pack")
@@ -54,8 +60,8 @@ class PackedPlans:
         self, op: str, family: str, target_key: str, objective: Objective
     ) -> list[tuple[dict[str, int], Plan]]:
         """The plans of a family of buckets, each with its axes' sizes."""
-        found = self._families.get((op, family, target_key, objective), ())
-        return [(dict(kept.axes), kept.plan) for kept in found]
+        found = map(self._best, self._families.get((op, family, target_key, objective), ()))
+        return [(dict(k.axes), k.plan) for k in found if k is not None and k.family == family]
 
     def measurements(self, op: str, bucket_key: str, target_key: str) -> list[Measurement]:
         """What was measured for a bucket."""
@@ -63,11 +69,8 @@ class PackedPlans:
 
     def rows_of(self, op: str, bucket_key: str, target_key: str) -> Pack:
         """A bucket's rows, as a pack of their own."""
-        plans = (
-            kept
-            for (name, bucket, target, _), kept in self._plans.items()
-            if (name, bucket, target) == (op, bucket_key, target_key)
-        )
+        keys = [(op, bucket_key, target_key, objective) for objective in OBJECTIVES]
+        plans = [kept for key in keys if (kept := self._best(key)) is not None]
         return Pack(tuple(plans), tuple(self.measurements(op, bucket_key, target_key)))
 
 

@@ -32,6 +32,7 @@ from gristmill.cache.faults import CacheWarning, Kind, StoreFault
 from gristmill.cache.summary import StoreSummary
 from gristmill.core.plan import Measurement, Objective, Plan
 from gristmill.core.provenance import provenance
+from gristmill.core.registry import first_current
 from gristmill.errors import CacheError
 from gristmill.record import record
 
@@ -74,8 +75,9 @@ class PlanStore:
         forks.wait_for(self)
 
     def plan(self, op: str, bucket_key: str, target_key: str, objective: Objective) -> Plan | None:
-        """The plan kept for a bucket, of these versions before one of others (then `revalidate` is
-        set): environments that share a folder keep theirs.
+        """The plan kept for a bucket: of a kernel as it is here before one that has changed; of
+        these versions before one of others (then `revalidate` is set), as environments that share
+        a folder keep theirs; the latest.
 
         What was read once is remembered, that there is none included: see `forget`.
         """
@@ -90,7 +92,8 @@ class PlanStore:
         )
         if found is None:
             return None  # and not remembered: the file may recover
-        plan = next((p for p in map(self._plan, found) if p is not None), None)
+        plans = [p for p in map(self._plan, found) if p is not None]
+        plan = first_current(plans, lambda p: p) if plans else None
         with self._memory:
             return self._known.setdefault(key, plan)
 
@@ -100,12 +103,15 @@ class PlanStore:
         """The plans of a family of buckets (`Bucket.family`), each with its axes' sizes."""
         key = (op, family, target_key, objective)
         where = "op = ? AND family = ? AND target = ? AND objective = ?"
-        found: dict[str, tuple[dict[str, int], Plan]] = {}
+        kept: dict[str, list[tuple[dict[str, int], Plan]]] = {}
         query = f"SELECT * FROM plans WHERE {where} ORDER BY provenance = ?, created_at"
         for row in self._rows(query, (*key, provenance())) or ():
             axes, plan = self._decode(row, rows.axes), self._plan(row)
             if plan is not None and axes is not None:
-                found[plan.bucket] = (axes, plan)
+                kept.setdefault(plan.bucket, []).append((axes, plan))
+        found = {
+            bucket: first_current(of[::-1], lambda pair: pair[1]) for bucket, of in kept.items()
+        }
         with self._memory:
             for unsaved in self._unsaved_plans.values():
                 plan = unsaved.plan
@@ -136,18 +142,19 @@ class PlanStore:
         self._save()
 
     def measurements(self, op: str, bucket_key: str, target_key: str) -> list[Measurement]:
-        """What was measured for a bucket: the latest of each (implementation, config, source
-        hash)."""
+        """What was measured for a bucket: the latest of each candidate, source, provenance and
+        problem. `latest_of_each` has one of a candidate."""
         query = "SELECT * FROM measurements WHERE op = ? AND bucket = ? AND target = ?"
         key = (op, bucket_key, target_key)
         read = self._rows(f"{query} ORDER BY measured_at, id", key) or ()
         found = [self._decode(row, rows.measurement) for row in read]
         with self._memory:
             found += [m for m, _ in self._unsaved_measurements if (m.op, m.bucket, m.target) == key]
-        latest: dict[tuple[str, str, str], Measurement] = {}
+        latest: dict[tuple[str, ...], Measurement] = {}
         for m in found:
             if m is not None:
-                identity = (m.candidate.implementation, m.candidate.config.key, m.source_hash)
+                name, config = m.candidate.implementation, m.candidate.config.key
+                identity = (name, config, m.source_hash, m.provenance, m.problem)
                 if identity not in latest or m.measured_at >= latest[identity].measured_at:
                     latest[identity] = m
         return list(latest.values())

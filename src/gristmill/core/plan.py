@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, field, replace
 from typing import Any, Literal
 
@@ -100,6 +100,19 @@ class Measurement:
     outcome: Outcome
     provenance: str = ""
     measured_at: float = 0.0
+
+
+def latest_of_each(rows: Iterable[Measurement], provenance: str) -> list[Measurement]:
+    """One measurement of each candidate and source: under this provenance before any other, then
+    the latest."""
+    found: dict[tuple[Candidate, str], Measurement] = {}
+    for m in rows:
+        old = found.setdefault((m.candidate, m.source_hash), m)
+        if (m.provenance == provenance, m.measured_at) >= (
+            old.provenance == provenance, old.measured_at
+        ):  # fmt: skip
+            found[m.candidate, m.source_hash] = m
+    return list(found.values())
 
 
 @record

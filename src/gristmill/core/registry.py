@@ -10,16 +10,17 @@ import pkgutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gristmill.core.implementation import Executor, Implementation, Kind
 from gristmill.core.op import Op
-from gristmill.core.plan import KERNEL
+from gristmill.core.plan import KERNEL, Plan
 from gristmill.errors import RegistrationError, UnknownOpError, did_you_mean
 
 ENTRY_POINTS = "gristmill.kernels"
+T = TypeVar("T")
 
 
 class PluginWarning(UserWarning):
@@ -148,6 +149,17 @@ def is_current(op: str, name: str, source_hash: str) -> bool:
         return implementation(op, name).source_hash == source_hash
     except UnknownOpError:
         return False
+
+
+def first_current(entries: Sequence[T], plan_of: Callable[[T], Plan]) -> T:
+    """Of what is kept for one bucket, the best first, the first whose plan is of code that is here;
+    where none is, the very first. A single one is not looked at: to do so imports its kernel."""
+    if len(entries) > 1:
+        for entry in entries:
+            plan = plan_of(entry)
+            if is_current(plan.op, plan.candidate.implementation, plan.source_hash):
+                return entry
+    return entries[0]
 
 
 def executor() -> Executor:

@@ -16,7 +16,7 @@ from gristmill.core.config import Config
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, OBJECTIVES, Objective, Plan
 from gristmill.core.problem import Problem
-from gristmill.core.registry import load
+from gristmill.core.registry import is_current, load
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
@@ -322,13 +322,18 @@ def _tune(
 
 
 def _adopt(op: str, bucket_key: str, target_key: str) -> None:
-    """Give the store what a shipped pack has for a bucket of which it knows nothing: a search that
-    starts there measures it again, and it is what has to be beaten."""
-    if store().measurements(op, bucket_key, target_key):
-        return
-    rows = cache.shipped_plans(target_key).rows_of(op, bucket_key, target_key)
-    if rows.measurements:
-        store().record(rows.measurements)
-    for kept in rows.plans:
-        if store().plan(op, bucket_key, target_key, kept.plan.objective) is None:
+    """Give the store what it lacks of a bucket that a shipped pack has: a search that starts there
+    measures it again, and it is what has to be beaten. By row: a search that was killed, or rows of
+    a kernel as it was, say nothing of what the pack chose."""
+    packed = cache.shipped_plans(target_key).rows_of(op, bucket_key, target_key)
+    rows = store().measurements(op, bucket_key, target_key)
+    have = {(m.candidate, m.source_hash) for m in rows}
+    new = [m for m in packed.measurements if (m.candidate, m.source_hash) not in have]
+    if new:
+        store().record(new)
+    for kept in packed.plans:
+        own = store().plan(op, bucket_key, target_key, kept.plan.objective)
+        if kept.is_current and (
+            own is None or not is_current(op, own.candidate.implementation, own.source_hash)
+        ):
             store().save_plan(kept.plan, kept.family, kept.axes)

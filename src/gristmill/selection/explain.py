@@ -9,9 +9,9 @@ from typing import Any
 
 from gristmill import cache
 from gristmill.core.op import Op
-from gristmill.core.plan import INTERRUPTED, Measurement, Objective, Plan
+from gristmill.core.plan import INTERRUPTED, Measurement, Objective, Plan, latest_of_each
 from gristmill.core.problem import Problem
-from gristmill.core.provenance import changed_since
+from gristmill.core.provenance import changed_since, provenance
 from gristmill.core.registry import implementations
 from gristmill.core.target import Target
 from gristmill.selection.frozen import active
@@ -156,7 +156,8 @@ def explain_problem(op: Op, problem: Problem, target: Target, objective: Objecti
         *where
     )
     current = {i.name: i.source_hash for i in implementations(op.name)}
-    fresh = [m for m in measured if current.get(m.candidate.implementation) == m.source_hash]
+    one_each = latest_of_each(measured, provenance())
+    fresh = [m for m in one_each if current.get(m.candidate.implementation) == m.source_hash]
     fresh.sort(
         key=lambda m: (
             m.candidate != plan.candidate,

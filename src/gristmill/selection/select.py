@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from gristmill import cache
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
-from gristmill.core.plan import Candidate, Measurement, Objective, Plan
+from gristmill.core.plan import Candidate, Measurement, Objective, Plan, latest_of_each
 from gristmill.core.problem import Problem
+from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation, implementations, is_current
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, UnknownOpError, UnsupportedProblemError
@@ -172,12 +173,12 @@ def _usable(q: _Question, plan: Plan, vouches: Vouches) -> Plan | None:
 
 
 def measured(layer: Layer, plan: Plan, candidate: Candidate) -> bool:
-    """Whether a candidate was measured for the plan's bucket with its source as it is."""
+    """Whether a candidate was measured for the plan's bucket with its source as it is, and was
+    right: under these versions, if they were tried."""
+    rows = layer.measurements(plan.op, plan.bucket, plan.target)
     return any(
-        m.candidate == candidate
-        and m.outcome.ok
-        and is_current(plan.op, candidate.implementation, m.source_hash)
-        for m in layer.measurements(plan.op, plan.bucket, plan.target)
+        m.outcome.ok and is_current(plan.op, candidate.implementation, m.source_hash)
+        for m in latest_of_each((m for m in rows if m.candidate == candidate), provenance())
     )
 
 

@@ -20,7 +20,7 @@ from gristmill import settings
 from gristmill.cache.store import PlanStore
 from gristmill.core.config import Config, Value
 from gristmill.core.implementation import Kind
-from gristmill.core.plan import Candidate, Objective, Outcome, Plan
+from gristmill.core.plan import Candidate, Objective, Outcome, Plan, latest_of_each
 from gristmill.core.problem import Bucket, Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.space import Space
@@ -334,7 +334,8 @@ class KernelRun(TuningRun):
         if skip and explore and isinstance(task.space, Choices):
             now = (task.source_hash, provenance())
             rows = [m for m in known if m.outcome.status != "launch_error"]  # for want of memory?
-            for m in (m for m in rows if (m.source_hash, m.provenance) == now):
+            rows = [m for m in rows if (m.source_hash, m.provenance) == now]
+            for m in latest_of_each(rows, provenance()):
                 self._strategies[task.name].tell(m.candidate.config, m.outcome)
 
     def tunables(self) -> Sequence[KernelTask]:
@@ -367,7 +368,7 @@ class KernelRun(TuningRun):
         task = self._task
         rows = self.store.measurements(task.name, self.bucket.key, self.target.key)
         first = Candidate(task.name, task.config(None, self.problem, self.target))
-        known = best_known(rows, (task,), self.problem, self.target)
+        known = best_known(rows, (task,), self.problem, self.target, provenance())
         return [first, *islice((c for c in known if c != first), STORED)]
 
     def _plan(self, pool: Sequence[Candidate], objective: Objective) -> Plan | None:

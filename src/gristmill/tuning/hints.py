@@ -10,8 +10,9 @@ from itertools import islice, zip_longest
 from gristmill.cache.store import PlanStore
 from gristmill.core.config import Config
 from gristmill.core.op import Op
-from gristmill.core.plan import Measurement
+from gristmill.core.plan import Measurement, latest_of_each
 from gristmill.core.problem import Problem
+from gristmill.core.provenance import provenance
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError
 from gristmill.tuning.analytic import estimate
@@ -55,7 +56,8 @@ def _nearest(
     here = (op.bucket(problem).key, target.key)
     others = {(p.bucket, p.target) for p in store.plans() if p.op == op.name} - {here}
     ordered = sorted(others, key=lambda other: (_distance(here, other), other))
-    found = (store.measurements(op.name, *other) for other in ordered[:BUCKETS])
+    kept = (store.measurements(op.name, *other) for other in ordered[:BUCKETS])
+    found = (latest_of_each(rows, provenance()) for rows in kept)
     return [
         sorted((m for m in rows if m.outcome.ok), key=lambda m: m.outcome.time_us("graph"))
         for rows in found

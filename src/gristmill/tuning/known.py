@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from gristmill.core.plan import Candidate, Measurement, Outcome
+from gristmill.core.plan import Candidate, Measurement, Outcome, latest_of_each
 from gristmill.core.problem import Problem
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError
@@ -49,11 +49,16 @@ def _stands(outcome: Outcome, best_us: float | None) -> bool:
 
 
 def best_known(
-    rows: Iterable[Measurement], tunables: Sequence[Tunable], problem: Problem, target: Target
+    rows: Iterable[Measurement],
+    tunables: Sequence[Tunable],
+    problem: Problem,
+    target: Target,
+    provenance: str,
 ) -> Iterator[Candidate]:
-    """The candidates that were right in this bucket, with the sources as they are and under
-    whatever versions, the fastest first."""
-    right = sorted((m for m in rows if m.outcome.ok), key=lambda m: m.outcome.time_us("graph"))
+    """The candidates that were right in this bucket, with the sources as they are, under these
+    versions or, where only others tried them, under those; the fastest first."""
+    right = [m for m in latest_of_each(rows, provenance) if m.outcome.ok]
+    right.sort(key=lambda m: m.outcome.time_us("graph"))
     return (candidate for candidate, _ in _valid(right, tunables, problem, target))
 
 

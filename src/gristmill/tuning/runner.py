@@ -249,7 +249,7 @@ class TuningRun:
                 reason = f"its prior is not valid: {error}"
                 self._tell(Candidate(impl.name), Outcome("unsupported", reason))
         rows = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
-        stored = best_known(rows, self._searched, self.problem, self.target)
+        stored = best_known(rows, self._searched, self.problem, self.target, provenance())
         first += list(islice((c for c in stored if c not in first), STORED))
         return first
 
