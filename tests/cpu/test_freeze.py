@@ -264,6 +264,28 @@ def test_what_was_only_explained_or_is_tuned_since_is_not_frozen(path):
     assert len(read_lock(path).plans) == 1
 
 
+def test_what_was_used_and_is_tuned_since_is_frozen_as_it_was_tuned(path):
+    values = (torch.randn(64, 256), torch.randn(256))
+    save(tuned(name="inductor", reason="before"))
+    assert chosen().reason == "before"  # under `eager` only
+    assert gm.tune("rms_norm", values, budget_s=1, trials=1).plans
+    gm.freeze(path)
+    (entry,) = read_lock(path).plans
+    assert entry.plan == chosen()
+    assert entry.plan.reason != "before"
+
+
+def test_what_was_used_untuned_and_is_tuned_since_is_frozen(path):
+    values = (torch.randn(64, 256), torch.randn(256))
+    with pytest.raises(gm.FrozenError, match=r'nothing to freeze.*`plans="stored"`'):
+        gm.freeze(path)
+    gm.rms_norm(*values)
+    plans = gm.tune("rms_norm", values, budget_s=1, trials=1).plans
+    gm.freeze(path)
+    (entry,) = read_lock(path).plans
+    assert (entry.plan.origin, entry.plan.candidate) == ("tuned", plans["eager"].candidate)
+
+
 def test_a_frozen_rank_has_its_locks_plan_and_keeps_no_other(path):
     save(tuned(reason="locked"))
     chosen()
