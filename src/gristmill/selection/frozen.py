@@ -123,6 +123,19 @@ def missing(lock: Lock, op: str, what: str, target: str) -> None:
     _object(lock, fault, ("missing", op, target))
 
 
+def unlockable(lock: Lock, op: str) -> None:
+    """Say that no lock can have a plan of a kernel, once: a strict one that refused it could not be
+    mended by freezing again."""
+    if (what := ("unlockable", op)) not in _said:
+        _said.add(what)
+        warnings.warn(
+            f"{op} runs its first config: the lock file `{lock.path}` has no plan of it, and can "
+            "have none, because its source is not known. Define the kernel in a file.",
+            FrozenWarning,
+            stacklevel=4,
+        )
+
+
 def stale(lock: Lock, plan: Plan) -> None:
     """The same of a plan whose kernel is not the one that it was made for.
 
