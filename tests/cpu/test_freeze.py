@@ -22,6 +22,7 @@ from gristmill.core.config import Config
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import named_target
+from gristmill.ops import _dispatch
 from gristmill.ops._dispatch import dispatcher
 from gristmill.ops.agree import _taken_over
 from gristmill.selection import frozen
@@ -311,6 +312,26 @@ def test_bound_calls_ask_again_when_plans_are_frozen_and_thawed(path):
     assert bound
     gm.thaw()
     assert not bound
+
+
+def test_a_call_that_plans_change_under_runs_its_plan_once_and_asks_again(path, monkeypatch):
+    values = (torch.randn(64, 256), torch.randn(256))
+    save(tuned(reason="locked"))
+    chosen()
+    bound = dispatcher("rms_norm").bound
+
+    def slowly(*question):
+        plan = select(*question)
+        if not path.exists():
+            gm.freeze(path)
+        return plan
+
+    monkeypatch.setattr(_dispatch, "select", slowly)
+    gm.rms_norm(*values)
+    assert path.exists()
+    assert not bound  # the plan was the store's, and now the lock's holds
+    gm.rms_norm(*values)
+    assert len(bound) == 1
 
 
 def test_thawing_wins_over_the_setting(path):
