@@ -127,6 +127,25 @@ def test_a_shipped_pack_is_named_by_its_device(run, tmp_path, monkeypatch):
     assert packs.read(tmp_path / "cuda-sm-90-132-nvidia-h200.jsonl").targets == (H200,)
 
 
+def test_an_op_is_exported_into_the_shipped_pack_in_place_of_itself(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "PACKS", tmp_path)
+    other = dataclasses.replace(kept(128), plan=dataclasses.replace(kept(128).plan, op="matmul"))
+    beside_other = dataclasses.replace(beside(other), op="matmul")
+    pack = tmp_path / pack_name(TARGET.key)
+    Pack((kept(96), other), (beside(kept(96)), beside_other)).write(pack)
+    save(kept(), other)
+    store().record([beside(kept())])
+    run("cache", "export", "--shipped", "--op", "rms_norm")
+    found = packs.read(pack)
+    assert {(p.plan.op, p.axes["rows"]) for p in found.plans} == {("matmul", 128), ("rms_norm", 64)}
+    assert {(m.op, m.bucket) for m in found.measurements} == {
+        ("matmul", other.plan.bucket),
+        ("rms_norm", kept().plan.bucket),
+    }
+    run("cache", "export", "--shipped")
+    assert len(packs.read(pack).measurements) == 1  # without --op it is what the store has
+
+
 def test_freeze_writes_what_the_store_and_the_pack_have(run, tmp_path, pack_dir):
     save(kept())
     ship(pack_dir, kept(1024))

@@ -22,6 +22,7 @@ from gristmill.core.config import Config
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import named_target
+from gristmill.ops import _dispatch
 from gristmill.ops._dispatch import dispatcher
 from gristmill.ops.agree import _taken_over
 from gristmill.selection import frozen
@@ -264,6 +265,28 @@ def test_what_was_only_explained_or_is_tuned_since_is_not_frozen(path):
     assert len(read_lock(path).plans) == 1
 
 
+def test_what_was_used_and_is_tuned_since_is_frozen_as_it_was_tuned(path):
+    values = (torch.randn(64, 256), torch.randn(256))
+    save(tuned(name="inductor", reason="before"))
+    assert chosen().reason == "before"  # under `eager` only
+    assert gm.tune("rms_norm", values, budget_s=1, trials=1).plans
+    gm.freeze(path)
+    (entry,) = read_lock(path).plans
+    assert entry.plan == chosen()
+    assert entry.plan.reason != "before"
+
+
+def test_what_was_used_untuned_and_is_tuned_since_is_frozen(path):
+    values = (torch.randn(64, 256), torch.randn(256))
+    with pytest.raises(gm.FrozenError, match=r'nothing to freeze.*`plans="stored"`'):
+        gm.freeze(path)
+    gm.rms_norm(*values)
+    plans = gm.tune("rms_norm", values, budget_s=1, trials=1).plans
+    gm.freeze(path)
+    (entry,) = read_lock(path).plans
+    assert (entry.plan.origin, entry.plan.candidate) == ("tuned", plans["eager"].candidate)
+
+
 def test_a_frozen_rank_has_its_locks_plan_and_keeps_no_other(path):
     save(tuned(reason="locked"))
     chosen()
@@ -289,6 +312,26 @@ def test_bound_calls_ask_again_when_plans_are_frozen_and_thawed(path):
     assert bound
     gm.thaw()
     assert not bound
+
+
+def test_a_call_that_plans_change_under_runs_its_plan_once_and_asks_again(path, monkeypatch):
+    values = (torch.randn(64, 256), torch.randn(256))
+    save(tuned(reason="locked"))
+    chosen()
+    bound = dispatcher("rms_norm").bound
+
+    def slowly(*question):
+        plan = select(*question)
+        if not path.exists():
+            gm.freeze(path)
+        return plan
+
+    monkeypatch.setattr(_dispatch, "select", slowly)
+    gm.rms_norm(*values)
+    assert path.exists()
+    assert not bound  # the plan was the store's, and now the lock's holds
+    gm.rms_norm(*values)
+    assert len(bound) == 1
 
 
 def test_thawing_wins_over_the_setting(path):

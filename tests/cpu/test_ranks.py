@@ -12,10 +12,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from pack_cases import TARGET, beside, chosen, kept, save, ship
 from store_cases import fork
 
 import gristmill as gm
 from gristmill import settings
+from gristmill.cache.lockfile import read_lock
 from gristmill.cache.store import store
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.provenance import provenance
@@ -251,6 +253,41 @@ def test_a_rank_that_dies_is_an_error_for_the_others_at_once(job, tuner, when):
     for rank in {0, 1, 2} - {dying}:
         assert "one of them did not answer" in results[rank][0]
         assert results[rank][1] < 30  # half of the group's time-out
+
+
+def test_what_was_agreed_is_used_on_every_rank_and_can_be_frozen(job, tuner):
+    def work(rank):
+        ask(tune="never")
+        return sorted({p.plan.origin for p in read_lock(gm.freeze(f"{job.folder}/{rank}")).plans})
+
+    assert job.run(2, work) == [["vendor"]] * 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_plan_goes_with_what_vouches_for_its_fallback_unless_it_is_a_packs(job, tuner, packed):
+    entry = kept()
+    values = torch.ones(64, 256), torch.ones(256)
+
+    def work(rank):
+        folder = job.folder / f"packs-{rank}"
+        folder.mkdir()
+        with settings.override(pack_dir=folder):
+            if rank == 0 and packed:
+                ship(folder, entry, measurements=[beside(entry)])
+            elif rank == 0:
+                save(entry)
+                store().record([beside(entry), beside(entry, "row")])
+            agreed = gm.get_op("rms_norm", values, group=dist.group.WORLD, tune="never").plan
+            mine = store().plan("rms_norm", entry.plan.bucket, TARGET.key, "eager")
+            return agreed, chosen().fallback, mine
+
+    (first, _, _), (agreed, fallback, mine) = job.run(2, work)
+    assert agreed == first
+    assert (agreed.candidate, agreed.fallback, agreed.packed) == (
+        entry.plan.candidate, entry.plan.fallback, packed,
+    )  # fmt: skip
+    assert mine == (None if packed else entry.plan)
+    assert packed or fallback == entry.plan.fallback
 
 
 def test_ranks_with_other_sources_do_not_agree(job, tuner, monkeypatch):

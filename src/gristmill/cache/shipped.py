@@ -54,7 +54,7 @@ class PackedPlans:
         kept = self._best((op, bucket_key, target_key, objective))
         if kept is None:
             return None
-        return replace(kept.plan, reason=f"{kept.plan.reason}; from a pack")
+        return replace(kept.plan, packed=True, reason=f"{kept.plan.reason}; from a pack")
 
     def family(
         self, op: str, family: str, target_key: str, objective: Objective

@@ -143,6 +143,8 @@ def export(
         )
     exported = collect(store(), op=op, device=device, plans_only=plans_only)
     where = file or _shipped_file(exported.pack)
+    if shipped and op is not None and where.exists():
+        exported = replace(exported, pack=_in_place(packs.read(where), op, exported.pack))
     exported.pack.write(where)
     if as_json:
         print_json({"path": str(where), **exported.to_json()})
@@ -206,6 +208,13 @@ def _shipped_file(pack: Pack) -> Path:
             "--device."
         )
     return settings.PACKS / pack_name(pack.targets[0])
+
+
+def _in_place(whole: Pack, op: str, of_op: Pack) -> Pack:
+    """A pack with an op's rows in place of those that it had of the op."""
+    plans = (p for p in whole.plans if p.plan.op != op)
+    measurements = (m for m in whole.measurements if m.op != op)
+    return Pack((*plans, *of_op.plans), (*measurements, *of_op.measurements))
 
 
 def _counts(pack: Pack) -> str:

@@ -127,6 +127,7 @@ class Plan:
         evidence: the outcome behind the choice, for a measured origin.
         reason: one sentence: why this one.
         revalidate: the versions have changed since the measurement, or its search was interrupted.
+        packed: it is a shipped pack's, and not in the user's store.
     """
 
     op: str
@@ -141,6 +142,7 @@ class Plan:
     reason: str = ""
     provenance: str = ""
     revalidate: bool = False
+    packed: bool = False
 
     def with_origin(self, origin: Origin, bucket: str, reason: str) -> Plan:
         return replace(self, origin=origin, bucket=bucket, reason=reason)

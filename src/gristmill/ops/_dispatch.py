@@ -50,6 +50,7 @@ class Dispatcher:
         self.objective: Objective = objective
         self.bound: dict[tuple[Any, ...] | None, BoundCall] = {}
         self._built: dict[Any, BoundCall] = {}
+        self._turn = 0  # how often plans have changed
         self._lock = threading.Lock()
         self.overload = registered(op)
         self.direct = direct_function(op, self.overload, self.bound.get, self.slow)
@@ -94,10 +95,11 @@ class Dispatcher:
 
     def _run(self, values: tuple[Any, ...], key: tuple[Any, ...]) -> Any:
         """Checked arguments by their plan, which is bound to their key from now on."""
+        turn = self._turn  # before the plan is asked for: it may change from here on
         target = device_target(self.op.device(values))
         plan = select(self.op, self.op.problem(values), target, self.objective)
         call = self.call_of(plan, values)
-        self.remember(key, call)
+        self.remember(key, call, turn)
         return call(*values)
 
     def call_of(self, plan: Plan, values: tuple[Any, ...]) -> BoundCall:
@@ -143,9 +145,12 @@ class Dispatcher:
     def _bind(self, candidate: Candidate, values: tuple[Any, ...]) -> BoundCall:
         return bind(self._implementation(candidate), candidate.config, values)
 
-    def remember(self, key: tuple[Any, ...], call: BoundCall) -> None:
-        """Use `call` for this call key from now on."""
+    def remember(self, key: tuple[Any, ...], call: BoundCall, turn: int | None = None) -> None:
+        """Use `call` for this call key from now on; unless plans have changed since the `turn` that
+        it is of (default: it is of no plan)."""
         with self._lock:
+            if turn not in (None, self._turn):
+                return
             if len(self.bound) >= MAX_BOUND:  # the oldest eighth: never all calls at once
                 for old in list(islice(self.bound, MAX_BOUND // 8)):
                     del self.bound[old]
@@ -154,6 +159,7 @@ class Dispatcher:
     def forget(self) -> None:
         """Drop every bound call: plans have changed."""
         with self._lock:
+            self._turn += 1
             self.bound.clear()
 
     def is_native(self, plan: Plan) -> bool:

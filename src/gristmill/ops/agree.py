@@ -12,7 +12,7 @@ gone on; an error is an answer like any other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,14 +22,14 @@ from gristmill import tuning
 from gristmill.cache import rows
 from gristmill.cache.store import store
 from gristmill.core.op import Op
-from gristmill.core.plan import Candidate, Objective, Plan
+from gristmill.core.plan import Candidate, Measurement, Objective, Plan
 from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation
 from gristmill.core.target import Target
 from gristmill.errors import InvalidConfigError, InvalidInputError, TuningError
 from gristmill.ops._dispatch import forget
-from gristmill.selection.frozen import active
+from gristmill.selection.frozen import active, record
 from gristmill.selection.select import select
 
 Asked = tuple[Op, tuple[Any, ...], Problem, Target]
@@ -67,7 +67,9 @@ def agreed_plan(
     """What is asked here, and the plan of the first rank that asks the same. Collective: every rank
     of the group calls it, in the same order among its other collectives.
 
-    A measured plan is kept here too: direct calls, and later processes of this machine, use it.
+    A plan that was measured there is kept here too, with the measurements of its choice and its
+    fallback: direct calls, and later processes of this machine, use it. A shipped pack's is not:
+    it would go before the pack of this machine from then on.
 
     Args:
         group: who is to agree; `None` for this process alone, which then waits for nobody.
@@ -96,16 +98,16 @@ def agreed_plan(
     asked = _exchange(group, question, "asked what it cannot")
     rank = dist.get_rank(group)
     first = asked.index(asked[rank])
-    rows_of = _exchange(
-        group, lambda: _row(decide(mine[0])) if rank == first else None, "has no plan", [first]
+    answers = _exchange(
+        group, lambda: _answer(decide(mine[0])) if rank == first else None, "has no plan", [first]
     )
-    values = rows_of[first] or ()
-    plan = rows.plan(dict(zip(rows.PLAN_COLUMNS, values, strict=True)), provenance())
-    return mine[0], plan if rank == first else _taken_over(plan, mine[0], first)
+    plan, beneath = _read(answers[first] or {})
+    return mine[0], plan if rank == first else _taken_over(plan, mine[0], first, beneath)
 
 
-def _taken_over(plan: Plan, asked: Asked, first: int) -> Plan:
-    """Another rank's plan as this one can run it, kept in this one's store."""
+def _taken_over(plan: Plan, asked: Asked, first: int, beneath: Sequence[Measurement] = ()) -> Plan:
+    """Another rank's plan as this one can run it, used here from now on; if it was measured there,
+    kept in this one's store with the measurements `beneath` it."""
     op, _, problem, target = asked
     impl = implementation(op.name, plan.candidate.implementation)
     if impl.source_hash != plan.source_hash:
@@ -115,16 +117,29 @@ def _taken_over(plan: Plan, asked: Asked, first: int) -> Plan:
         )
     if active() is not None:  # a frozen rank has its lock file's plan, and keeps no other
         return select(op, problem, target, plan.objective)
-    bucket, place = op.bucket(problem), store()
-    place.forget()  # it may be the very store that the first rank wrote to
-    known = place.plan(op.name, bucket.key, target.key, plan.objective)
-    if plan.origin == "tuned" and known != plan:
-        place.save_plan(plan, bucket.family(op.axes(problem)), dict(bucket.axes))
-        forget(op.name)
+    bucket = op.bucket(problem)
+    family, axes = bucket.family(op.axes(problem)), dict(bucket.axes)
+    if plan.origin == "tuned" and not plan.packed:
+        _keep(plan, family, axes, beneath)
     candidate, fallback = (_here(c, asked) for c in (plan.candidate, plan.fallback))
     if candidate is None:  # a problem of the same bucket that it cannot run
         return select(op, problem, target, plan.objective)
-    return replace(plan, candidate=candidate, fallback=fallback)
+    plan = replace(plan, candidate=candidate, fallback=fallback)
+    record(plan, family, axes)
+    return plan
+
+
+def _keep(plan: Plan, family: str, axes: Mapping[str, int], beneath: Sequence[Measurement]) -> None:
+    """Keep another rank's plan, and of the measurements beneath it those of what was not measured
+    here: the one of its fallback is what says that it may be used."""
+    place = store()
+    place.forget()  # it may be the very store that the first rank wrote to
+    have = place.measurements(plan.op, plan.bucket, plan.target)
+    known = {(m.candidate, m.source_hash) for m in have}
+    place.record([m for m in beneath if (m.candidate, m.source_hash) not in known])
+    if place.plan(plan.op, plan.bucket, plan.target, plan.objective) != plan:
+        place.save_plan(plan, family, axes)
+        forget(plan.op)
 
 
 def _here(candidate: Candidate | None, asked: Asked) -> Candidate | None:
@@ -140,8 +155,23 @@ def _here(candidate: Candidate | None, asked: Asked) -> Candidate | None:
     return None
 
 
-def _row(plan: Plan) -> tuple[Any, ...]:
-    return rows.plan_row(plan, "", {}, 0.0)
+def _answer(plan: Plan) -> dict[str, Any]:
+    """A plan as it crosses, with the store's measurements of its choice and its fallback."""
+    chosen = (plan.candidate, plan.fallback)
+    have = store().measurements(plan.op, plan.bucket, plan.target)
+    return {
+        "plan": rows.plan_row(plan, "", {}, 0.0),
+        "packed": plan.packed,
+        "beneath": [rows.measurement_row(m) for m in have if m.candidate in chosen],
+    }
+
+
+def _read(answer: Mapping[str, Any]) -> tuple[Plan, list[Measurement]]:
+    """What `_answer` says."""
+    plan = rows.plan(dict(zip(rows.PLAN_COLUMNS, answer["plan"], strict=True)), provenance())
+    columns = rows.MEASUREMENT_COLUMNS
+    found = [rows.measurement(dict(zip(columns, m, strict=True))) for m in answer["beneath"]]
+    return replace(plan, packed=answer["packed"]), found
 
 
 def _exchange(

@@ -22,7 +22,7 @@ from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
 from gristmill.ops._generate import bound_function, key_function
 from gristmill.ops.agree import Asked, agreed_plan
-from gristmill.selection.frozen import active, forget_untuned, refuse_tuning
+from gristmill.selection.frozen import active, forget_bucket, refuse_tuning
 from gristmill.selection.select import select
 
 
@@ -314,8 +314,9 @@ def _tune(
             result = run.run()
         finally:  # a strategy that fails leaves plans behind
             forget(spec.name)
-    if result.plans:  # of what was chosen untuned, nothing runs any more
-        forget_untuned(spec.name, bucket.key, target.key)
+    if result.plans:  # of what was chosen before nothing is called any more: its bucket is in use
+        for objective in forget_bucket(spec.name, bucket.key, target.key):
+            select(spec, problem, target, objective)
     if result.interrupted:
         raise tuning.TuningInterrupted(result)
     return result

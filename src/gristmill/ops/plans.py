@@ -140,13 +140,13 @@ def chosen(plans: Frozen, targets: Iterable[str] = ()) -> list[LockedPlan]:
         have = {_key(p) for p in used if p.plan.origin == "tuned"}
         found = [p for p in _stored(wanted) if _key(p) not in have] + used
     if not found:
-        none = "this process has used no plan"
+        none, advice = "this process has used no plan", "Call the ops that you will call"
         if plans != "used":
             none += ", and the plan store has none for its device"
-        raise FrozenError(
-            f"there is nothing to freeze: {none}. Call the ops that you will call "
-            "(`gristmill.get_op`), or tune first."
-        )
+            advice += " (`gristmill.get_op`), or tune first"
+        else:
+            advice += ', or freeze what the plan store has with `plans="stored"`'
+        raise FrozenError(f"there is nothing to freeze: {none}. {advice}.")
     return found
 
 

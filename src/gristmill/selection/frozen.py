@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gristmill import cache, settings
-from gristmill.core.plan import Plan
+from gristmill.core.plan import Objective, Plan
 from gristmill.core.target import device_name
 from gristmill.errors import FrozenError
 
@@ -58,14 +58,16 @@ def record(plan: Plan, family: str, axes: Mapping[str, int], octaves: float = 0.
     _used[key] = UsedPlan(plan, family, axes, octaves, next(_turns))
 
 
-def forget_untuned(op: str, bucket_key: str, target_key: str) -> None:
-    """Drop what was used of a bucket before it was tuned."""
+def forget_bucket(op: str, bucket_key: str, target_key: str) -> set[Objective]:
+    """Drop what was used of a bucket before it was tuned; returns under which objectives it was in
+    use."""
+    objectives: set[Objective] = set()
     for key, found in list(_used.items()):
         plan = found.plan
-        if plan.origin != "tuned" and (plan.op, plan.bucket, plan.target) == (
-            op, bucket_key, target_key
-        ):  # fmt: skip
+        if (plan.op, plan.bucket, plan.target) == (op, bucket_key, target_key):
             _used.pop(key, None)
+            objectives.add(plan.objective)
+    return objectives
 
 
 def used() -> list[UsedPlan]:
@@ -119,6 +121,19 @@ def missing(lock: Lock, op: str, what: str, target: str) -> None:
     if lock.targets and target not in lock.targets:
         fault += f" (it is of {', '.join(sorted(map(device_name, lock.targets)))})"
     _object(lock, fault, ("missing", op, target))
+
+
+def unlockable(lock: Lock, op: str) -> None:
+    """Say that no lock can have a plan of a kernel, once: a strict one that refused it could not be
+    mended by freezing again."""
+    if (what := ("unlockable", op)) not in _said:
+        _said.add(what)
+        warnings.warn(
+            f"{op} runs its first config: the lock file `{lock.path}` has no plan of it, and can "
+            "have none, because its source is not known. Define the kernel in a file.",
+            FrozenWarning,
+            stacklevel=4,
+        )
 
 
 def stale(lock: Lock, plan: Plan) -> None:

@@ -195,14 +195,19 @@ def _locked(task: KernelTask, device: torch.device, lock: Lock) -> Answer:
     """The lock's plan for a task, else the first config: nothing is tuned while plans are frozen.
 
     Raises:
-        FrozenError: the lock is strict, and has none.
+        FrozenError: the lock is strict, and has none, though it could have one.
     """
     target, bucket = device_target(device), task.bucket(task.problem)
-    for entry in lock.of(task.name, target.key, bucket.key, OBJECTIVE):
+    entries = lock.of(task.name, target.key, bucket.key, OBJECTIVE)
+    for entry in entries:
         if _holds(task, entry.plan, target):
             return _answer(task, device, entry.plan, ALWAYS_S)
-        frozen.stale(lock, entry.plan)
-    frozen.missing(lock, task.name, str(task.problem), target.key)
+    if task.source_hash:
+        for entry in entries:
+            frozen.stale(lock, entry.plan)
+        frozen.missing(lock, task.name, str(task.problem), target.key)
+    else:  # no `freeze` could have put it there
+        frozen.unlockable(lock, task.name)
     return Answer(task.config(None, task.problem, target), ALWAYS_S)
 
 
@@ -218,4 +223,16 @@ def _untuned(task: KernelTask, device: torch.device, keep: bool, keep_s: float) 
     plan = _kept(task, device, store())[0] if keep else None
     if plan is not None:
         return _answer(task, device, plan, keep_s)
-    return Answer(task.config(None, task.problem, device_target(device)), keep_s)
+    target = device_target(device)
+    config = task.config(None, task.problem, target)
+    plan = Plan(
+        op=task.name,
+        candidate=Candidate(task.name, config),
+        bucket=task.bucket(task.problem).key,
+        target=target.key,
+        objective=OBJECTIVE,
+        origin="prior",
+        source_hash=task.source_hash,
+        reason="it is the first config, and nothing is measured",
+    )
+    return _answer(task, device, plan, keep_s)
