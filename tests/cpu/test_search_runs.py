@@ -136,6 +136,7 @@ class Listed:
 
     def __init__(self, space, problem, target, seed):
         self.left = list(space.valid(problem, target))
+        self.check = lambda values: space.config(values, problem, target)
         self.told = []
         self.answers = 0
 
@@ -197,6 +198,8 @@ def test_the_strategy_of_the_documentation_searches():
     ("wrong", "words"),
     [
         (lambda s: 1 / 0, ("raised ZeroDivisionError", "without raising", "is kept")),
+        (lambda s: s.check({"BLOCK": 3}), ("raised InvalidConfigError", "without raising")),
+        (lambda s: (_ for _ in ()).throw(gm.TuningError("x")), ("raised TuningError", "is kept")),
         (lambda s: None, ("gave NoneType", "a list of configs", "Return one")),
         (lambda s: "BLOCK", ("gave str", "a list of configs", "Return one")),
         (lambda s: [3], ("gave 3 for a config", "a dict from knob to value", "Give such")),
@@ -205,7 +208,18 @@ def test_the_strategy_of_the_documentation_searches():
         (lambda s: [{"BLOCK": 1, "num_warps": 4}], ("too many warps", "valid configs only")),
         (lambda s: [{"BLOCK": 8, "num_warps": 1}] * 999, ("gave 999", "at the most", "Keep")),
     ],
-    ids=["raises", "None", "str", "number", "seen", "no value", "invalid", "too many"],
+    ids=[
+        "raises",
+        "checks",
+        "gives up",
+        "None",
+        "str",
+        "number",
+        "seen",
+        "no value",
+        "invalid",
+        "too many",
+    ],
 )
 def test_a_broken_strategy_is_said_and_what_was_measured_is_kept(wrong, words):
     class Broken(Listed):
@@ -227,13 +241,17 @@ def test_a_broken_strategy_is_said_and_what_was_measured_is_kept(wrong, words):
     assert kept.candidate == best
 
 
-def test_a_strategy_that_raises_when_told_is_said_too():
+@pytest.mark.parametrize("kind", [OSError, gm.InvalidConfigError])
+def test_a_strategy_that_raises_when_told_is_said_too(kind):
     class Deaf(Listed):
         def tell(self, config, outcome):
-            raise OSError("no space left")
+            raise kind("no space left")
 
-    with pytest.raises(gm.StrategyError, match=r"`tell` of .*Deaf raised OSError: no space left"):
-        start(Deaf).run()
+    run = start(Deaf)
+    words = rf"`tell` of .*Deaf raised {kind.__name__}: no space left"
+    with pytest.raises(gm.StrategyError, match=words):
+        run.run()
+    assert run.result.plans
 
 
 @pytest.mark.parametrize(
