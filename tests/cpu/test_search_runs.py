@@ -28,6 +28,9 @@ SPACE = Space(
     choice("num_warps", 1, 2, 4, 8),
     require("too many warps", lambda c, p, t: c["BLOCK"] >= c["num_warps"]),
 )
+LARGE_EMPTY = Space(
+    *(choice(name, *range(60)) for name in "ABCD"), require("never", lambda c, p, t: c["A"] < 0)
+)
 EMPTY = Space(pow2("BLOCK", 1, 128), require("never", lambda c, p, t: c["BLOCK"] > 128))
 
 
@@ -289,11 +292,13 @@ def test_auto_is_exhaustive_where_that_fits_and_the_portfolio_elsewhere():
     assert start("auto", Large, trials=512)._strategies["one"].name == "the strategy 'exhaustive'"
 
 
-def test_a_space_without_a_valid_point_is_a_row_and_the_others_are_searched():
+@pytest.mark.parametrize("strategy", ["random", "evolutionary", "bayesian", "optuna", "portfolio"])
+@pytest.mark.parametrize("space", [EMPTY, LARGE_EMPTY], ids=["small", "large"])
+def test_a_space_without_a_valid_point_is_a_row_and_the_others_are_searched(strategy, space):
     class Half(Run):
-        kernels = (Kernel("none", EMPTY), Kernel("one"))
+        kernels = (Kernel("none", space), Kernel("one"))
 
-    result = start("portfolio", Half, trials=20).run()
+    result = start(strategy, Half, trials=20).run()
     assert result.outcomes[Candidate("none")].status == "unsupported"
     assert result.plans["graph"].candidate.implementation == "one"
 
