@@ -335,7 +335,8 @@ class KernelRun(TuningRun):
             now = (task.source_hash, provenance())
             rows = [m for m in known if m.outcome.status != "launch_error"]  # for want of memory?
             for m in (m for m in rows if (m.source_hash, m.provenance) == now):
-                self._strategies[task.name].tell(m.candidate.config, m.outcome)
+                if m.candidate.config in task.space.values and m.candidate not in self._resumed:
+                    self._strategies.tell(m.candidate, m.outcome)
 
     def tunables(self) -> Sequence[KernelTask]:
         """The kernel alone."""
