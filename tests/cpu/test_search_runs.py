@@ -20,6 +20,7 @@ from gristmill.measure.roofline import Roofline
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
 from gristmill.tuning.searches import LEAST, Turns
+from gristmill.tuning.strategies._pool import ENUMERATED_POINTS
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("fresh_store")
@@ -290,6 +291,22 @@ def test_auto_is_exhaustive_where_that_fits_and_the_portfolio_elsewhere():
     Large.kernels = (Kernel("one", three),)
     assert start("auto", Large)._strategies["one"].name == "the strategy 'portfolio'"
     assert start("auto", Large, trials=512)._strategies["one"].name == "the strategy 'exhaustive'"
+
+
+def test_what_has_too_many_points_is_not_counted_however_many_trials_there_are():
+    looked_at = []
+    space = Space(
+        *(choice(name, *range(48)) for name in "ABC"),
+        require("never", lambda c, p, t: looked_at.append(c) is not None),
+    )
+    assert space.size > ENUMERATED_POINTS
+
+    class Large(Run):
+        kernels = (Kernel("one", space),)
+
+    run = start("auto", Large, trials=3_000_000)
+    assert run._strategies["one"].name == "the strategy 'portfolio'"
+    assert len(looked_at) < 100
 
 
 @pytest.mark.parametrize("strategy", ["random", "evolutionary", "bayesian", "optuna", "portfolio"])
