@@ -41,6 +41,11 @@ class StrategyError(TuningError):
     """A search strategy raised, or proposed what cannot be measured."""
 
 
+class NoValidConfigError(TuningError):
+    """A space has no valid config that could be found; the message has the reasons that rejected
+    most."""
+
+
 class CacheError(GristmillError, RuntimeError):
     """The plan store was asked for something explicit that it cannot do (selection never raises
     it)."""

@@ -65,6 +65,13 @@ def test_the_estimate_knows_what_makes_a_pass_over_rows_slow():
         ({"TILE": 3}, SIZES, HOPPER),
         (TILE, SIZES, replace(HOPPER, vendor="cpu")),
         (TILE, {**SIZES, "M": 0}, HOPPER),
+        ({**TILE, "GROUP_M": 0}, SIZES, HOPPER),
+        ({**TILE, "SPLIT_K": 0}, SIZES, HOPPER),
+        ({**TILE, "BLOCK_M": None}, SIZES, HOPPER),
+        ({**TILE, "BLOCK_K": "full"}, SIZES, HOPPER),
+        ({**TILE, "BLOCK_N": True}, SIZES, HOPPER),
+        ({**TILE, "num_warps": "auto"}, {"rows": 8, "N": 8}, HOPPER),
+        ({**TILE, "num_warps": 4, "num_stages": -1}, {"rows": 8, "N": 8}, HOPPER),
     ],
 )
 def test_of_what_it_does_not_know_the_estimate_says_nothing(config, sizes, target):

@@ -20,6 +20,7 @@ from gristmill.measure.roofline import Roofline
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
 from gristmill.tuning.searches import LEAST, Turns
+from gristmill.tuning.strategies._pool import ENUMERATED_POINTS
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("fresh_store")
@@ -27,6 +28,9 @@ SPACE = Space(
     pow2("BLOCK", 1, 128),
     choice("num_warps", 1, 2, 4, 8),
     require("too many warps", lambda c, p, t: c["BLOCK"] >= c["num_warps"]),
+)
+LARGE_EMPTY = Space(
+    *(choice(name, *range(60)) for name in "ABCD"), require("never", lambda c, p, t: c["A"] < 0)
 )
 EMPTY = Space(pow2("BLOCK", 1, 128), require("never", lambda c, p, t: c["BLOCK"] > 128))
 
@@ -136,6 +140,7 @@ class Listed:
 
     def __init__(self, space, problem, target, seed):
         self.left = list(space.valid(problem, target))
+        self.check = lambda values: space.config(values, problem, target)
         self.told = []
         self.answers = 0
 
@@ -197,6 +202,8 @@ def test_the_strategy_of_the_documentation_searches():
     ("wrong", "words"),
     [
         (lambda s: 1 / 0, ("raised ZeroDivisionError", "without raising", "is kept")),
+        (lambda s: s.check({"BLOCK": 3}), ("raised InvalidConfigError", "without raising")),
+        (lambda s: (_ for _ in ()).throw(gm.TuningError("x")), ("raised TuningError", "is kept")),
         (lambda s: None, ("gave NoneType", "a list of configs", "Return one")),
         (lambda s: "BLOCK", ("gave str", "a list of configs", "Return one")),
         (lambda s: [3], ("gave 3 for a config", "a dict from knob to value", "Give such")),
@@ -205,7 +212,18 @@ def test_the_strategy_of_the_documentation_searches():
         (lambda s: [{"BLOCK": 1, "num_warps": 4}], ("too many warps", "valid configs only")),
         (lambda s: [{"BLOCK": 8, "num_warps": 1}] * 999, ("gave 999", "at the most", "Keep")),
     ],
-    ids=["raises", "None", "str", "number", "seen", "no value", "invalid", "too many"],
+    ids=[
+        "raises",
+        "checks",
+        "gives up",
+        "None",
+        "str",
+        "number",
+        "seen",
+        "no value",
+        "invalid",
+        "too many",
+    ],
 )
 def test_a_broken_strategy_is_said_and_what_was_measured_is_kept(wrong, words):
     class Broken(Listed):
@@ -227,13 +245,17 @@ def test_a_broken_strategy_is_said_and_what_was_measured_is_kept(wrong, words):
     assert kept.candidate == best
 
 
-def test_a_strategy_that_raises_when_told_is_said_too():
+@pytest.mark.parametrize("kind", [OSError, gm.InvalidConfigError])
+def test_a_strategy_that_raises_when_told_is_said_too(kind):
     class Deaf(Listed):
         def tell(self, config, outcome):
-            raise OSError("no space left")
+            raise kind("no space left")
 
-    with pytest.raises(gm.StrategyError, match=r"`tell` of .*Deaf raised OSError: no space left"):
-        start(Deaf).run()
+    run = start(Deaf)
+    words = rf"`tell` of .*Deaf raised {kind.__name__}: no space left"
+    with pytest.raises(gm.StrategyError, match=words):
+        run.run()
+    assert run.result.plans
 
 
 @pytest.mark.parametrize(
@@ -271,11 +293,29 @@ def test_auto_is_exhaustive_where_that_fits_and_the_portfolio_elsewhere():
     assert start("auto", Large, trials=512)._strategies["one"].name == "the strategy 'exhaustive'"
 
 
-def test_a_space_without_a_valid_point_is_a_row_and_the_others_are_searched():
-    class Half(Run):
-        kernels = (Kernel("none", EMPTY), Kernel("one"))
+def test_what_has_too_many_points_is_not_counted_however_many_trials_there_are():
+    looked_at = []
+    space = Space(
+        *(choice(name, *range(48)) for name in "ABC"),
+        require("never", lambda c, p, t: looked_at.append(c) is not None),
+    )
+    assert space.size > ENUMERATED_POINTS
 
-    result = start("portfolio", Half, trials=20).run()
+    class Large(Run):
+        kernels = (Kernel("one", space),)
+
+    run = start("auto", Large, trials=3_000_000)
+    assert run._strategies["one"].name == "the strategy 'portfolio'"
+    assert len(looked_at) < 100
+
+
+@pytest.mark.parametrize("strategy", ["random", "evolutionary", "bayesian", "optuna", "portfolio"])
+@pytest.mark.parametrize("space", [EMPTY, LARGE_EMPTY], ids=["small", "large"])
+def test_a_space_without_a_valid_point_is_a_row_and_the_others_are_searched(strategy, space):
+    class Half(Run):
+        kernels = (Kernel("none", space), Kernel("one"))
+
+    result = start(strategy, Half, trials=20).run()
     assert result.outcomes[Candidate("none")].status == "unsupported"
     assert result.plans["graph"].candidate.implementation == "one"
 

@@ -19,6 +19,7 @@ from gristmill.errors import MissingExtraError
 from gristmill.tuners.choices import Choices
 from gristmill.tuning.strategies import STRATEGIES, Hints, make_strategy
 from gristmill.tuning.strategies._pool import Pool
+from gristmill.tuning.strategies.portfolio import SPREAD
 
 HOPPER = named_target("sm_90")
 PROBLEM = Problem("op", (("x", TensorSpec.contiguous((64, 64), "float16")),))
@@ -168,6 +169,13 @@ def test_an_estimate_orders_the_first_proposals():
     for asked in configs:
         assert sum(estimate(config) <= limit for config in asked) >= 12
         assert any(estimate(config) > limit for config in asked)  # it may be wrong
+
+
+@pytest.mark.parametrize("count", [SPREAD, SPREAD + 1, 400])
+def test_as_many_as_are_asked_for_come_first_each_once(count):
+    space = Space(*(choice(name, *range(8)) for name in "ABC"))
+    asked = make_strategy("portfolio", space, PROBLEM, HOPPER, 0).ask(count)
+    assert len(asked) == len(set(asked)) == count
 
 
 def test_neighbours_differ_in_one_knob_and_are_valid():

@@ -23,7 +23,7 @@ from gristmill.ops._dispatch import forget
 from gristmill.selection.explain import explain_problem
 from gristmill.selection.select import select
 from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
-from gristmill.tuning.choose import choose
+from gristmill.tuning.choose import choose, tied_with_fastest
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.runner import TuningRun
 from gristmill.tuning.strategies import make_strategy
@@ -278,6 +278,18 @@ def test_a_compiler_at_run_time_has_to_pay_more_than_what_never_slower_allows(sh
     assert choose("rms_norm", [built, other], "graph")[0].implementation == "inductor"
     long = _entry("inductor", [125.0] * 50, host=45.0), _entry("aten", [127.0] * 50, host=12.0)
     assert choose("rms_norm", long, "eager")[0].implementation == "inductor"
+
+
+def test_what_takes_a_compiled_choices_place_is_not_called_a_tie():
+    built, other = _entry("inductor", [60.0] * 50, host=45.0), _entry("aten", [61.1] * 50, host=9.0)
+    chosen, _, reason = choose("rms_norm", [built, other], "eager")
+    assert tied_with_fastest([built, other], "eager") == [built]
+    assert chosen.implementation == "aten"
+    assert reason == "61.10 us, within 2% of a compiled choice that keeps the host busy longer"
+    busy = _entry("aten", [61.1] * 50, host=50.0)  # longer than the compiled one: no gain
+    chosen, _, reason = choose("rms_norm", [built, busy], "eager")
+    assert chosen.implementation == "inductor"
+    assert reason == "fastest at 60.00 us; the next takes 1.02x as long"
 
 
 def test_a_host_that_stays_ahead_of_the_device_decides_a_tie():

@@ -19,9 +19,12 @@ from gristmill.core.space import Space, choice, derive, pow2, require
 from gristmill.errors import InvalidInputError, TuningError, UnsupportedProblemError
 from gristmill.tuners import answer
 from gristmill.tuners.answer import AutotuneWarning
+from gristmill.tuners.choices import keywords, label
 from gristmill.tuners.trial import KernelTrials
+from gristmill.tuning.strategies import Checked
 
 pytestmark = MARKS
+BLOCKS, WARPS = (16, 32, 64, 128, 256), (1, 2, 4, 8)
 __all__ = ["no_runs"]  # a fixture
 
 
@@ -81,6 +84,29 @@ def test_a_new_config_is_measured_beside_the_best_of_the_old(monkeypatch):
     fewer = tuned(users.double, many[:2])
     fewer[grid](x, y, N, "none")
     assert fewer.best_config in many[:2]
+
+
+@pytest.mark.parametrize("strategy", ["bayesian", "evolutionary", "optuna", "portfolio"])
+def test_a_strategy_hears_once_of_what_an_edited_list_still_has(strategy, monkeypatch):
+    x, y = torch.randn(N), torch.empty(N)
+    listed = {(b, w): triton.Config({"BLOCK": b}, num_warps=w) for b in BLOCKS for w in WARPS}
+    before = tuned(users.double, [*listed.values()], strategy=strategy)
+    before[grid](x, y, N, "none")
+    best = before.best_config.kwargs["BLOCK"]
+    gone = next(b for b in BLOCKS if b != best)
+    edited = {(b, w): config for (b, w), config in listed.items() if b != gone}
+    edited |= {(512, w): triton.Config({"BLOCK": 512}, num_warps=w) for w in WARPS}
+    told = []
+    real = Checked.tell
+    monkeypatch.setattr(
+        Checked, "tell", lambda self, c, o: (told.append((c.key, o.device_us)), real(self, c, o))
+    )
+    after = tuned(users.double, [*edited.values()], strategy=strategy)
+    seen = statuses(lambda: after[grid](x, y, N, "none"), monkeypatch)
+    assert after.best_config in edited.values()
+    assert sum(c["BLOCK"] == 512 for c in seen) == len(WARPS)
+    assert {key for key, _ in told} == {label(keywords(c)).key for c in edited.values()}
+    assert len(told) == len(set(told))
 
 
 def test_nothing_is_kept_where_it_is_not_asked_for():

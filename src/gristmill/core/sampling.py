@@ -20,7 +20,7 @@ from gristmill.core.config import Config, Value
 from gristmill.core.problem import Problem
 from gristmill.core.space import Rejection, Requirement, Space
 from gristmill.core.target import Target
-from gristmill.errors import TuningError
+from gristmill.errors import NoValidConfigError
 
 DRAWS = 8  # uniform ones, before the last of them is repaired
 RESTARTS = 8  # repairs from another draw, before it is said that there is no valid point
@@ -40,8 +40,8 @@ class Sampler:
         """A valid config; the same draws for the same state of `rng`.
 
         Raises:
-            TuningError: none was found in a bounded number of tries; the message has the reasons
-                that rejected most.
+            NoValidConfigError: none was found in a bounded number of tries; the message has the
+                reasons that rejected most.
         """
         reasons: Counter[str] = Counter()
         for _ in range(RESTARTS):
@@ -59,7 +59,7 @@ class Sampler:
                 self._repairs += 1
                 return found
         most = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(3))
-        raise TuningError(
+        raise NoValidConfigError(
             f"no valid config was found for {self.problem} on {self.target.name}: "
             f"{reasons.total()} draws and {RESTARTS} repairs failed, most for: {most}. "
             "Loosen the constraints of the space, or declare its knobs so that fewer points break "

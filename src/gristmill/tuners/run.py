@@ -336,7 +336,8 @@ class KernelRun(TuningRun):
             rows = [m for m in known if m.outcome.status != "launch_error"]  # for want of memory?
             rows = [m for m in rows if (m.source_hash, m.provenance) == now]
             for m in latest_of_each(rows, provenance()):
-                self._strategies[task.name].tell(m.candidate.config, m.outcome)
+                if m.candidate.config in task.space.values and m.candidate not in self._resumed:
+                    self._strategies.tell(m.candidate, m.outcome)
 
     def tunables(self) -> Sequence[KernelTask]:
         """The kernel alone."""

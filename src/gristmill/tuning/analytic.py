@@ -45,17 +45,31 @@ THREADS = 2048
 OTHER_REGISTERS = 48  # of a thread, beside what it accumulates
 HELD = 168  # registers of a thread, beyond which it spills
 ACCESS_BYTES = 16  # of a thread at once
+READ = (  # of a config; of values that are no sizes ("auto", 0 for what is off) it says nothing
+    "BLOCK_M",
+    "BLOCK_N",
+    "BLOCK_K",
+    "SPLIT_K",
+    "GROUP_M",
+    "num_warps",
+    "num_stages",
+    "STAGES",
+    "PROGRAMS_PER_SM",
+)
 
 
 def estimate(
     config: Mapping[str, Any], sizes: Mapping[str, int], itemsize: int, cost: Cost, target: Target
 ) -> float | None:
-    """The estimate for a config, or `None` where the model does not know it.
+    """The estimate for a config, or `None` where the model does not know it, or a value that it
+    reads is no positive integer: the names are usual, what others mean by their values may differ.
 
     Args:
         sizes: the problem's sizes by axis name. itemsize: bytes of a value.
     """
     if not target.is_gpu or min(sizes.values(), default=0) < 1:
+        return None
+    if not all(_is_size(config[name]) for name in READ if name in config):
         return None
     if sizes.keys() >= {"M", "N", "K"} and {"BLOCK_N", "BLOCK_K"} <= config.keys():
         return _gemm(config, sizes, itemsize, cost, target)
@@ -116,6 +130,10 @@ def _rows(
     whole = programs / slots / math.ceil(programs / slots)
     access = min(1.0, values * itemsize / ACCESS_BYTES)
     return cost.size_bytes / (flying * whole * access**0.5) * _spilling(held)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _stages(config: Mapping[str, Any]) -> int:

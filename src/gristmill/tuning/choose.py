@@ -34,8 +34,9 @@ def choose(
     if not alive:
         return None
     named = kind_of or (lambda c: implementation(op, c.implementation).kind)
-    ties = _or_built(alive, tied_with_fastest(entries, objective), objective, named)
-    least_us = min(outcome.device_us or 0.0 for _, outcome, _ in ties)
+    equal = tied_with_fastest(entries, objective)
+    allowed = _or_built(alive, equal, objective, named)
+    least_us = min(outcome.device_us or 0.0 for _, outcome, _ in allowed)
 
     def lags(outcome: Outcome) -> bool:
         return (outcome.device_us or 0.0) > SAME_SHARE * least_us + SAME_US
@@ -50,9 +51,12 @@ def choose(
         name = (candidate.implementation, candidate.config.key)
         return (lags(outcome), trails(outcome), candidate != incumbent, *needs, *name)
 
-    chosen, outcome, _ = min(ties, key=rank)
+    chosen, outcome, _ = min(allowed, key=rank)
     time_us = outcome.time_us(objective)
-    if len(ties) == 1:
+    if all(candidate != chosen for candidate, *_ in equal):
+        within = f"within {SAME_SHARE - 1:.0%} of a compiled choice that keeps the host busy longer"
+        return chosen, outcome, f"{time_us:.2f} us, {within}"
+    if len(equal) == 1:
         others = (
             f"; the next takes {alive[1][1].time_us(objective) / time_us:.2f}x as long"
             if len(alive) > 1
@@ -60,12 +64,12 @@ def choose(
         )
         return chosen, outcome, f"fastest at {time_us:.2f} us{others}"
     why = "the incumbent" if chosen == incumbent else "it needs the least"
-    others = [outcome for candidate, outcome, _ in ties if candidate != chosen]
+    others = [outcome for candidate, outcome, _ in equal if candidate != chosen]
     if all(map(lags, others)):
         why = "it keeps the device the shortest time"
     elif not trails(outcome) and all(lags(other) or trails(other) for other in others):
         why = "it keeps the host the shortest time"
-    return chosen, outcome, f"{time_us:.2f} us, tied with {len(ties) - 1} other(s); {why}"
+    return chosen, outcome, f"{time_us:.2f} us, tied with {len(equal) - 1} other(s); {why}"
 
 
 def _or_built(
@@ -75,9 +79,10 @@ def _or_built(
     named: Callable[[Candidate], Kind],
 ) -> list[Entry]:
     """Ties, and where only compiled choices are the fastest eager ones, whoever "never slower"
-    allows in their place. Those keep the host 30 us longer, which hides behind one kernel but not
-    behind a chain of short ones. Long ones keep their place: 125 us of Inductor's were 3.4% faster
-    in a benchmark than what had been within 2% of them when it was chosen (H200)."""
+    allows in their place and keeps the host less. Those keep it 30 us longer, which hides behind
+    one kernel but not behind a chain of short ones. Long ones keep their place: 125 us of
+    Inductor's were 3.4% faster in a benchmark than what had been within 2% of them when it was
+    chosen (H200)."""
     if objective == "graph" or any(
         named(candidate) != "compiled"
         or (outcome.host_us or 0.0) <= CHAIN_SHARE * (outcome.device_us or 0.0)
@@ -85,7 +90,14 @@ def _or_built(
     ):
         return ties
     most_us = SAME_SHARE * alive[0][1].time_us(objective)
-    near = (e for e in alive if named(e[0]) != "compiled" and e[1].time_us(objective) <= most_us)
+    most_host_us = min(outcome.host_us or 0.0 for _, outcome, _ in ties)
+    near = (
+        (candidate, outcome, samples)
+        for candidate, outcome, samples in alive
+        if named(candidate) != "compiled"
+        and outcome.time_us(objective) <= most_us
+        and (outcome.host_us or 0.0) < most_host_us
+    )
     return [*ties, *near]
 
 

@@ -9,7 +9,12 @@ from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.target import Target
-from gristmill.errors import InvalidInputError, StrategyError, TuningError
+from gristmill.errors import (
+    InvalidInputError,
+    NoValidConfigError,
+    StrategyError,
+    TuningError,
+)
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.strategies import (
     NO_HINTS,
@@ -109,7 +114,7 @@ class Searches(Mapping[str, Checked]):
             asked = self._by_name[name].ask(count)
         except StrategyError as error:
             self.fault = error
-        except TuningError as error:
+        except NoValidConfigError as error:
             why_none = Outcome("unsupported", str(error))
         self.turns.asked(name, len(asked))
         return asked, why_none

@@ -14,7 +14,7 @@ from gristmill.core.plan import Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.space import Space
 from gristmill.core.target import Target
-from gristmill.errors import GristmillError, InvalidConfigError, StrategyError
+from gristmill.errors import InvalidConfigError, NoValidConfigError, StrategyError
 from gristmill.tuning.strategies._base import Strategy
 
 DOCUMENTED = "docs/strategies.md has an example"
@@ -37,13 +37,13 @@ class Checked:
         Raises:
             StrategyError: it raised, or gave something that is not a list of at most `count` valid
                 configs that were neither asked nor told before.
-            TuningError: the space has no valid config that could be found.
+            NoValidConfigError: the space has no valid config that could be found.
         """
         if count < 1:
             return []
         try:
             asked: Any = self._strategy.ask(count)
-        except GristmillError:
+        except NoValidConfigError:
             raise
         except Exception as error:
             raise self._raised("ask", error) from error
@@ -70,8 +70,6 @@ class Checked:
         self.seen.add(config)
         try:
             self._strategy.tell(config, outcome)
-        except GristmillError:
-            raise
         except Exception as error:
             raise self._raised("tell", error) from error
 
@@ -98,8 +96,9 @@ class Checked:
         return config
 
     def _raised(self, method: str, error: Exception) -> StrategyError:
+        said = f"{type(error).__name__}: {str(error).rstrip('.')}"
         return StrategyError(
-            f"`{method}` of {self.name} raised {type(error).__name__}: {error}. A strategy answers "
+            f"`{method}` of {self.name} raised {said}. A strategy answers "
             "`ask` and `tell` without raising. The cause is chained below; what was measured is "
             "kept."
         )

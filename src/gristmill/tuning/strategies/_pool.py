@@ -63,7 +63,7 @@ class Pool:
         """Draw as many more configs of a space that is not held as a whole.
 
         Raises:
-            TuningError: there is no valid config to be found.
+            NoValidConfigError: there is no valid config to be found.
         """
         if not self.is_whole:
             self.add([self._sampler.draw(self.random) for _ in range(count)])

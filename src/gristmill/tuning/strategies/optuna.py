@@ -4,6 +4,7 @@ configs."""
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from typing import Any
 
 from gristmill.core.config import Config, Value
@@ -35,10 +36,6 @@ class Optuna(Learner):
                 "for 'portfolio'."
             ) from error
         self._optuna = optuna
-        self._spaces = {
-            knob.name: optuna.distributions.CategoricalDistribution(range(len(knob.values)))
-            for knob in self.pool.knobs
-        }
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study is no news
         try:
@@ -55,10 +52,20 @@ class Optuna(Learner):
         finally:
             optuna.logging.set_verbosity(verbosity)
         self._asked: dict[Config, Any] = {}  # trials of Optuna's, without an outcome
+        # Told, and not yet to Optuna: the knobs are the pool's, which a space may have no point for
+        # and which takes up to a second, so it is for the first `ask` to make it.
+        self._untold: list[Config] = []
+
+    @cached_property
+    def _spaces(self) -> dict[str, Any]:
+        """Of each knob, its values' numbers."""
+        categorical = self._optuna.distributions.CategoricalDistribution
+        return {knob.name: categorical(range(len(knob.values))) for knob in self.pool.knobs}
 
     def ask(self, count: int) -> list[Config]:
         new: list[Config] = []
         if len(self.times) >= FIRST:
+            self._tell_rest()
             for _ in range(TRIES * count):
                 if len(new) == count:
                     break
@@ -69,22 +76,30 @@ class Optuna(Learner):
 
     def tell(self, config: Config, outcome: Outcome) -> None:
         super().tell(config, outcome)
-        states, us = self._optuna.trial.TrialState, self.times[config]
-        goal = us if us < float("inf") else FAILED
         trial = self._asked.pop(config, None)
         if trial is not None:
-            self._study.tell(trial, goal)
-            return
+            self._study.tell(trial, self._goal(config))
+        else:
+            self._untold.append(config)
+
+    def _goal(self, config: Config) -> float:
+        us = self.times[config]
+        return us if us < float("inf") else FAILED
+
+    def _tell_rest(self) -> None:
+        """Tell Optuna of what it did not ask for."""
         values = {knob.name: knob.values for knob in self.pool.knobs}
-        known = {name: value for name, value in config.knobs.items() if name in values}
-        self._study.add_trial(
-            self._optuna.trial.create_trial(
-                params={n: values[n].index(v) for n, v in known.items()},
-                distributions={n: self._spaces[n] for n in known},
-                value=goal,
-                state=states.COMPLETE,
+        for config in self._untold:
+            known = {name: value for name, value in config.knobs.items() if name in values}
+            self._study.add_trial(
+                self._optuna.trial.create_trial(
+                    params={n: values[n].index(v) for n, v in known.items()},
+                    distributions={n: self._spaces[n] for n in known},
+                    value=self._goal(config),
+                    state=self._optuna.trial.TrialState.COMPLETE,
+                )
             )
-        )
+        self._untold.clear()
 
     def _sampled(self) -> list[Config]:
         """A config of Optuna's, marked as seen; or none, where what it drew is of no use."""

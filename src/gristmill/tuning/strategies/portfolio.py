@@ -19,7 +19,7 @@ KNOWN = 0.25  # of all proposals, at most: what was fast elsewhere
 ESTIMATED = 0.75  # of the first ones, where there is an estimate; the rest is spread out
 BEST_ESTIMATED = 0.15  # of all configs, among which those are drawn: an estimate's very first ones
 # are alike, and wrong together
-SPREAD = 256  # configs among which those are found that are far from each other
+SPREAD = 256  # configs, or as many as are wanted, among which those far from each other are found
 EVOLVED = 0.25  # of a batch, once as many as `LATER` were told
 LATER = 96
 NEAR = 0.25  # of a batch: neighbours of the fastest
@@ -94,7 +94,7 @@ class Portfolio(Learner):
         farthest of some that are drawn (Gonzalez, 1985)."""
         if len(configs) <= count:
             return self.take(configs)
-        drawn = self.random.sample(configs, min(len(configs), SPREAD))
+        drawn = self.random.sample(configs, min(len(configs), max(SPREAD, count)))
         rows = self.pool.features(drawn)
         known = self.pool.features(list(self.seen)) if self.seen else rows[:1]
         gaps = np.abs(rows[:, None] - known[None]).sum(-1).min(1)
