@@ -122,7 +122,13 @@ def test_reports_of_one_op_from_two_devices_are_two_sections(h200):
 def test_a_comparison_comes_first_on_the_page(h200):
     (report,), _ = h200
     slower = [
-        replace(row, eager_us=row.eager_us * 2) if row.role == "selected" else row
+        replace(
+            row,
+            eager_us=row.eager_us * 2,
+            eager_interval_us=[2 * us for us in row.eager_interval_us],
+        )
+        if row.role == "selected"
+        else row
         for row in report.results[0].rows
     ]
     now = replace(report, results=(replace(report.results[0], rows=tuple(slower)),))
