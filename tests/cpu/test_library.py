@@ -369,6 +369,7 @@ def test_graphs_below_autograd_call_the_op_without_its_autograd_kernel(grad):
     assert all(name.startswith("gristmill._") for name in ours)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own copy of a program
 def test_graphs_that_may_be_differentiated_yet_call_the_op_itself():
     class Model(torch.nn.Module):
         def forward(self, x, w):

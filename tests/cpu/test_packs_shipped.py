@@ -12,7 +12,6 @@ import zipfile
 
 import pytest
 import torch
-from pack_cases import OLD, OP, TARGET, beside, chosen, kept, problem, ship
 from store_cases import warns
 
 import gristmill as gm
@@ -27,8 +26,7 @@ from gristmill.core.registry import implementation
 from gristmill.errors import PackError
 from gristmill.ops._dispatch import forget
 from gristmill.ops.get_op import _adopt
-from gristmill.tuning.budget import Budget
-from gristmill.tuning.runner import TuningRun
+from pack_cases import OLD, TARGET, beside, chosen, kept, ship
 
 OTHER = '{"torch":"1.0"}'  # the provenance of other versions
 STALE_SHARE = 0.1  # of a committed pack's plans
@@ -205,24 +203,6 @@ def test_what_the_store_has_of_a_bucket_does_not_hide_what_the_pack_has(pack_dir
     assert (plan.candidate, plan.revalidate) == (entry.plan.candidate, True)
     _adopt(*where)
     assert store().summary().measurements == len(found)
-
-
-def test_get_op_measures_the_packs_choice_though_a_search_was_killed(pack_dir):
-    """The pack's choice is no prior: nothing but the pack proposes it."""
-    impl = implementation("rms_norm", "row")
-    prior = impl.config(None, problem(), TARGET)
-    config = next(c for c in impl.space.valid(problem(), TARGET) if c != prior)
-    choice = Candidate("row", config)
-    entry = kept(name="row", candidate=choice, fallback=choice, provenance=OTHER)
-    packed = dataclasses.replace(beside(entry, "row"), candidate=choice, provenance=OTHER)
-    ship(pack_dir, entry, measurements=[packed])
-    store().record([beside(entry)])
-    assert chosen().revalidate
-    _adopt("rms_norm", entry.plan.bucket, TARGET.key)
-    run = TuningRun(
-        OP, problem(), torch.device("cpu"), store(), Budget(1.0), "auto", 0, None, explore=False
-    )
-    assert choice in run._first_candidates()
 
 
 def test_get_op_measures_a_packs_plan_of_other_versions_again(pack_dir):

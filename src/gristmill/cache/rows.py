@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
@@ -59,7 +60,6 @@ Read = Callable[[str], list[Row]]  # what a query gives
 # New measurements and plans, given what there is
 Choose = Callable[[Read], tuple[Sequence[Values], Sequence[Values]]]
 Chosen = Callable[[str, str, float], bool]  # a row's op, source hash and stamp: is it to go?
-LATEST_S = 1e11  # the year 5138
 
 
 def insert(table: str, columns: Sequence[str]) -> str:
@@ -112,13 +112,13 @@ def plan_row(
 
 
 def stamp(value: Any) -> float:
-    """A time in seconds since 1970, of this era.
+    """A time in seconds since 1970.
 
     Raises:
-        ValueError: it is none. SQLite keeps NaN as NULL, and no clock rises above 1e300.
+        ValueError: it is none: SQLite keeps NaN as NULL.
     """
     seconds = float(value)
-    if not 0 <= seconds <= LATEST_S:
+    if not math.isfinite(seconds):
         raise ValueError(f"the time {value!r}")
     return seconds
 
