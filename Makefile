@@ -15,7 +15,7 @@ lint: $(READY)
 	.venv/bin/python tools/test.py --only ruff format pyright imports
 
 format: $(READY)
-	.venv/bin/python -m ruff check --fix --quiet . || true
+	.venv/bin/python -m ruff check --no-cache --fix --quiet . || true
 	.venv/bin/python -m ruff format .
 
 clean:

@@ -98,8 +98,8 @@ def lint_imports() -> str:
 
 
 STEPS = {
-    "ruff": lint(sys.executable, "-m", "ruff", "check", "."),
-    "format": lint(sys.executable, "-m", "ruff", "format", "--check", "."),
+    "ruff": lint(sys.executable, "-m", "ruff", "check", "--no-cache", "."),
+    "format": lint(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", "."),
     "pyright": lint(sys.executable, "-m", "pyright"),
     "imports": lint(lint_imports()),
     "cpu": pytest("tests/cpu"),

@@ -6,7 +6,6 @@ import dataclasses
 import json
 
 import pytest
-from pack_cases import OLD, TARGET, beside, kept, save, ship
 from typer.testing import CliRunner
 
 from gristmill import settings
@@ -18,6 +17,7 @@ from gristmill.cache.store import store
 from gristmill.cli import doctor
 from gristmill.cli.app import app
 from gristmill.core.plan import Candidate
+from pack_cases import OLD, TARGET, beside, kept, save, ship
 
 H200 = "cuda:sm_90:132:NVIDIA H200"
 

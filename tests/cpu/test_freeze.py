@@ -11,7 +11,6 @@ import sys
 
 import pytest
 import torch
-from pack_cases import OLD, OP, TARGET, beside, chosen, save, ship, tuned
 from store_cases import warns
 
 import gristmill as gm
@@ -28,6 +27,7 @@ from gristmill.ops.agree import _taken_over
 from gristmill.selection import frozen
 from gristmill.selection.frozen import FrozenWarning
 from gristmill.selection.select import select
+from pack_cases import OLD, OP, TARGET, beside, chosen, save, ship, tuned
 
 pytestmark = pytest.mark.usefixtures("pack_dir")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from pack_cases import chosen, save, tuned
 
 import gristmill as gm
 from gristmill import settings
 from gristmill.ops.plans import LOCK_FILE
 from gristmill.selection import frozen
+from pack_cases import chosen, save, tuned
 
 pytestmark = pytest.mark.usefixtures("pack_dir")
 
