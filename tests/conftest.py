@@ -63,6 +63,15 @@ def fresh_store(tmp_path):
 
 
 @pytest.fixture
+def shards_store():
+    """Every plan store is a folder of shards, as on a network file system."""
+    from gristmill import settings as library
+
+    with library.override(store="shards"):
+        yield
+
+
+@pytest.fixture
 def pack_dir(tmp_path, fresh_store):
     """An empty folder for shipped packs; nothing is remembered of another one."""
     from gristmill import settings as library

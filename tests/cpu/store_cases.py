@@ -12,6 +12,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+import pytest
+
 from gristmill.cache import shards
 from gristmill.cache.database import FILE_NAME
 from gristmill.cache.faults import CacheWarning
@@ -21,6 +23,8 @@ from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Measurement, Outcome, Plan
 from gristmill.core.provenance import provenance
 
+# From Python 3.12 on, forking a process with threads warns; that the store survives is the test.
+FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 KEY = ("op", "M=16,N=4096|x:bfloat16:r", "cuda:sm_90:132:H200")
 FAMILY = "M=*,N=4096|x:bfloat16:r"
 

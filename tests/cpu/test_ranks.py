@@ -12,8 +12,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from pack_cases import TARGET, beside, chosen, kept, save, ship
-from store_cases import fork
+from store_cases import FORKS, fork
 
 import gristmill as gm
 from gristmill import settings
@@ -26,9 +25,9 @@ from gristmill.core.target import device_target
 from gristmill.ops import agree, get_op
 from gristmill.selection.select import select
 from gristmill.tuning.budget import TuningInterrupted, TuningResult
+from pack_cases import TARGET, beside, chosen, kept, save, ship
 
-# From Python 3.12 on, forking a process with threads warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+pytestmark = FORKS
 
 SHAPE = (8, 64)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from store_cases import fork
+from store_cases import FORKS, fork
 from tuner_cases import CPU, Notebook, Number, best, kept, tune
 
 import gristmill as gm
@@ -23,8 +23,7 @@ from gristmill.core.target import device_target
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.measurer import Measurer
 
-# From Python 3.12 on, forking a process with threads warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+pytestmark = FORKS
 
 
 @pytest.fixture(params=["database", "shards"])

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from store_cases import FAMILY, KEY, fork, measurement, plan, warns
+from store_cases import FAMILY, FORKS, KEY, fork, measurement, plan, warns
 
 from gristmill import settings
 from gristmill.cache import rows
@@ -21,8 +21,7 @@ from gristmill.cache.lease import LEASE_S
 from gristmill.cache.store import PlanStore
 
 YEAR_S = 365 * 86_400.0
-# From Python 3.12 on, forking a process with threads warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+pytestmark = FORKS
 
 
 @pytest.fixture(params=["database", "shards"])

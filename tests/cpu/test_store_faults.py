@@ -16,6 +16,7 @@ import warnings
 import pytest
 from store_cases import (
     FAMILY,
+    FORKS,
     KEY,
     filled,
     in_child,
@@ -34,8 +35,7 @@ from gristmill.cache.shards import FOLDER_NAME
 from gristmill.cache.store import PlanStore
 from gristmill.errors import CacheError
 
-# From Python 3.12 on, forking a process with threads warns; that the store survives is the test.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+pytestmark = FORKS
 
 
 @pytest.fixture

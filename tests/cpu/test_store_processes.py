@@ -14,14 +14,13 @@ import time
 import warnings
 
 import pytest
-from store_cases import FAMILY, KEY, fork, in_child, measurement, plan
+from store_cases import FAMILY, FORKS, KEY, fork, in_child, measurement, plan
 
 from gristmill import settings
 from gristmill.cache import lease
 from gristmill.cache.store import PlanStore, store
 
-# From Python 3.12 on, forking a process with threads warns; that the store survives is the test.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+pytestmark = FORKS
 
 PRELUDE = """
 import sys

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from store_cases import (
     FAMILY,
+    FORKS,
     KEY,
     expire_shards,
     filled,
@@ -32,14 +33,7 @@ from gristmill.cache.shards import FOLDER_NAME
 from gristmill.cache.store import PlanStore
 from gristmill.errors import CacheError
 
-# From Python 3.12 on, forking a process with threads warns; that the store survives is the test.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def network():
-    with settings.override(store="shards"):
-        yield
+pytestmark = [FORKS, pytest.mark.usefixtures("shards_store")]
 
 
 def test_a_merge_that_dies_before_it_deletes_counts_nothing_twice(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from store_cases import (
     FAMILY,
+    FORKS,
     KEY,
     expire_shards,
     fork,
@@ -32,14 +33,7 @@ from gristmill.cache.shards import FOLDER_NAME
 from gristmill.cache.store import PlanStore
 from gristmill.errors import InvalidInputError
 
-# From Python 3.12 on, forking a process with threads warns; that the store survives is the test.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def network():
-    with settings.override(store="shards"):
-        yield
+pytestmark = [FORKS, pytest.mark.usefixtures("shards_store")]
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "lustre", "fuse.sshfs", "9p", "virtiofs", "cifs"])

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from store_cases import fork, shard_files
+from store_cases import FORKS, fork, shard_files
 from tuner_cases import Notebook, Number, NumbersRun, best, kept, tune
 
 import gristmill as gm
@@ -37,8 +37,7 @@ from gristmill.cache.faults import CacheWarning
 from gristmill.cache.shards import FOLDER_NAME
 from gristmill.cache.store import PlanStore, store
 
-# From Python 3.12 on, forking a process with threads warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+pytestmark = FORKS
 
 KEYS = (1, 2)
 NUMBERS = range(12)

@@ -6,7 +6,7 @@ import os
 import warnings
 
 import pytest
-from store_cases import FAMILY, KEY, fork, measurement, plan
+from store_cases import FAMILY, FORKS, KEY, fork, measurement, plan
 
 from gristmill import settings
 from gristmill.cache import backend, database, rows, shard, shards
@@ -14,8 +14,7 @@ from gristmill.cache.faults import CacheWarning
 from gristmill.cache.shards import FOLDER_NAME
 from gristmill.cache.store import PlanStore
 
-# From Python 3.12 on, forking a process with threads warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+pytestmark = FORKS
 
 ROUNDS = 30
 

@@ -120,9 +120,8 @@ def test_autocast(dtype, cuda):
 
 # torch's warm-up keeps its last graph, made on another stream than that of the capture.
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning")
-@pytest.mark.parametrize("norm", [gm.nn.RMSNorm, torch.nn.RMSNorm])
-def test_a_training_step_is_captured(norm, cuda):
-    module = norm(256, device=cuda, dtype=torch.bfloat16)
+def test_a_training_step_is_captured(cuda):
+    module = gm.nn.RMSNorm(256, device=cuda, dtype=torch.bfloat16)
     x = torch.randn(16, 256, device=cuda, dtype=torch.bfloat16, requires_grad=True)
     graphed = torch.cuda.make_graphed_callables(module, (x,))
     fresh = torch.randn_like(x).requires_grad_()

@@ -33,7 +33,7 @@ from gristmill.tuners.travel import is_jitted, pack
 from gristmill.tuners.trial import NO_HOOKS, Call, Hooks, KernelTrials, Terms
 from gristmill.tuners.worker import TASK
 from gristmill.tuning.budget import Budget
-from gristmill.tuning.known import best_known
+from gristmill.tuning.known import AGAIN, best_known
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.progress import Observer
 from gristmill.tuning.runner import STORED, TuningRun
@@ -333,7 +333,7 @@ class KernelRun(TuningRun):
         known = store.measurements(task.name, self.bucket.key, self.target.key)
         if skip and explore and isinstance(task.space, Choices):
             now = (task.source_hash, provenance())
-            rows = [m for m in known if m.outcome.status != "launch_error"]  # for want of memory?
+            rows = [m for m in known if m.outcome.status not in AGAIN]
             rows = [m for m in rows if (m.source_hash, m.provenance) == now]
             for m in latest_of_each(rows, provenance()):
                 if m.candidate.config in task.space.values and m.candidate not in self._resumed:
