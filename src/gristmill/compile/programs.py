@@ -26,9 +26,7 @@ FORMATS = {
 }  # fmt: skip
 SHAPE, STRIDE = "i32", "i64"  # how a descriptor's sizes follow it
 MAP_BYTES, MAP_ALIGN, POINTER_BYTES = 128, 64, 8
-PARAMETER = re.compile(
-    r"\.param\s+(?:\.align\s+\d+\s+)?\.(b|u|s|f)(\d+)[^,\[]*?(?:\[(\d+)\])?\s*[,)]"
-)
+PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.[busf](\d+)[^,\[]*?(?:\[(\d+)\])?\s*[,)]")
 MAX_CLUSTER = 8  # larger ones need an attribute of the function
 
 

@@ -85,7 +85,7 @@ def _built() -> Path:
 
 
 def _compile(source: Path, folder: Path, name: str) -> Path:
-    compiler = shlex.split(os.environ.get("CC") or "") or [
+    compiler = shlex.split(settings.child_environment().get("CC", "")) or [
         shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "cc"
     ]
     handle, draft = tempfile.mkstemp(dir=folder, suffix=".so")
