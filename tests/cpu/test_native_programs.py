@@ -7,6 +7,7 @@ import gc
 import struct
 import subprocess
 import sys
+import sysconfig
 import weakref
 from types import SimpleNamespace
 
@@ -137,7 +138,7 @@ def test_python_s_own_way_is_as_right(fresh_store):
 def test_without_a_compiler_there_is_none_and_a_reason(fault, monkeypatch, fresh_store, tmp_path):
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler") if fault == "compiler" else "cc")
     if fault == "header":
-        monkeypatch.setattr(native_calls.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+        monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
     assert calls.__wrapped__() is None  # the cached one stays
     assert "no-such-compiler" in why_not() if fault == "compiler" else "Python.h" in why_not()
     assert not list((settings.current().cache_dir / "native").glob("*"))
