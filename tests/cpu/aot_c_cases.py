@@ -1,0 +1,424 @@
+"""What the tests of artifacts in C share: manifests made by hand, whose binaries are text for the fake
+driver of tests/data/aot; compiling; and calls from a process that loads that driver."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import hashlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import subprocess
+from ctypes import c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+from gristmill.aot.c_artifact import write
+from gristmill.aot.manifest import (
+    Argument,
+    Choice,
+    Descriptor,
+    KernelEntry,
+    Manifest,
+    Parameter,
+    Slot,
+    Usage,
+    Variant,
+)
+from gristmill.native import ELEMENTS
+
+DATA = Path(__file__).parents[1] / "data" / "aot"
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
+SIZES = {"pointer": 8, "i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "map": 128}
+SIZES |= {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+SCRATCH = (Slot("global_scratch", "pointer", 8), Slot("profile_scratch", "pointer", 8))
+NO_USAGE = Usage(None, None, 0, 0)
+NAN = float("nan")
+
+
+def slots_of(parameters, arguments):
+    """The binary's parameters: what is no constexpr, then the two scratch pointers."""
+    made = []
+    for parameter, argument in zip(parameters, arguments, strict=True):
+        if argument.type == "constexpr":
+            continue
+        type_ = argument.type
+        if type_.startswith("*"):
+            type_ = "pointer"
+        elif type_[0] in "iu":
+            type_ = f"i{type_[1:]}"
+        made.append(Slot(parameter.name, type_, SIZES[type_]))
+    return (*made, *SCRATCH)
+
+
+def variant(entry_name, parameters, arch, types, arguments, **more):
+    """A variant, and its binary: unique text that begins with the fake driver's line."""
+    arguments = tuple(arguments)
+    slots = more.pop("slots", None) or slots_of(parameters, arguments)
+    shared = more.pop("shared", 0)
+    scratch_align = more.pop("scratch_align", 1)
+    line = f"FAKE {entry_name} {' '.join(str(slot.size) for slot in slots)}\n"
+    rest = f"{arch} {types} {arguments} {more}\n\0"
+    binary = (line + rest).encode()
+    options = {"num_warps": 4, "num_stages": 3, "threads": 128, "cluster": 1} | more
+    options = {"cooperative": False, "pdl": False, "scratch_bytes": 0} | options
+    made = Variant(
+        arch=arch,
+        types=tuple(types),
+        arguments=arguments,
+        options={},
+        binary=hashlib.sha256(binary).hexdigest(),
+        symbol=entry_name,
+        scratch_align=scratch_align,
+        slots=tuple(slots),
+        usage=Usage(None, None, shared, len(binary)),
+        **options,
+    )
+    return made, binary
+
+
+def pointer(type_, divisible=True):
+    return Argument(f"*{type_}", divisible)
+
+
+def constexpr(value):
+    return Argument("constexpr", value=value)
+
+
+ONE, NULL = constexpr(1), constexpr(None)
+
+
+def add_entry(name="add_kernel", archs=("sm_80", "sm_90"), choices=True):
+    """x, y, out of type T; n divisible by 16 and 32 bits, one, 32 bits, or any; alpha; BLOCK."""
+    parameters = (
+        Parameter("x", "pointer", "T"),
+        Parameter("y", "pointer", "T"),
+        Parameter("out", "pointer", "T"),
+        Parameter("n", "integer", "int"),
+        Parameter("alpha", "float", "fp32"),
+        Parameter("BLOCK", "constexpr", "int"),
+    )
+    sizes = (Argument("i32", True), ONE, Argument("i32"), Argument("i64"))
+    made = []
+    for arch, type_, block, warps in itertools.product(
+        archs, ("fp16", "fp32"), (64, 128), (4, 8)
+    ):
+        for aligned, n in ((True, sizes[0]), (True, sizes[1]), *((False, n) for n in sizes)):
+            arguments = [pointer(type_, aligned)] * 3
+            arguments += [n, Argument("fp32"), constexpr(block)]
+            more = {"num_warps": warps, "threads": 32 * warps}
+            made.append(variant(name, parameters, arch, (type_,), arguments, **more))
+    small = Choice("sm_90", ("fp16",), (("n", 0, 1000),), {"BLOCK": 64}, 8, 3)
+    large = Choice("sm_90", (), (), {"BLOCK": 128}, 8, 3)
+    entry = KernelEntry(
+        name,
+        (("T", ("fp16", "fp32")),),
+        parameters,
+        tuple(v for v, _ in made),
+        "0" * 64,
+        ("cdiv(n, BLOCK)",),
+        (small, large) if choices else (),
+    )
+    return entry, [binary for _, binary in made]
+
+
+def scalars_entry():
+    """Every scalar: floats by type, a float of a variable's type, integers by width, a bool."""
+    kinds = [("h", "float", "fp16"), ("b", "float", "bf16"), ("f", "float", "fp32")]
+    kinds += [("d", "float", "fp64"), ("s", "float", "S")]
+    kinds += [("flag", "integer", "bool"), ("i8", "integer", "int"), ("u32", "integer", "int")]
+    parameters = tuple(Parameter(*kind) for kind in kinds)
+    made = []
+    for type_ in ("fp16", "fp32", "fp64"):
+        types = ["fp16", "bf16", "fp32", "fp64", type_, "u1", "i8", "u32"]
+        arguments = [Argument(t) for t in types]
+        made.append(variant("scalars", parameters, "sm_90", (type_,), arguments))
+    variables = (("S", ("fp16", "fp32", "fp64")),)
+    entry = KernelEntry("scalars", variables, parameters, tuple(v for v, _ in made), "0" * 64)
+    return entry, [binary for _, binary in made]
+
+
+def options_entry():
+    """An optional pointer of fixed type, and constexprs of every type, None among them."""
+    parameters = (
+        Parameter("p", "pointer", "fp32", optional=True),
+        Parameter("count", "constexpr", "int"),
+        Parameter("on", "constexpr", "bool"),
+        Parameter("rate", "constexpr", "float"),
+        Parameter("mode", "constexpr", "str"),
+        Parameter("kind", "constexpr", "type"),
+        Parameter("double", "integer", "int"),  # a word of C
+    )
+    made = []
+    values = [(3, True, 0.5, 'a "quoted" ??/ mode', "bf16"), (None, False, None, None, None)]
+    for p, chosen in itertools.product((pointer("fp32"), pointer("fp32", False), NULL), values):
+        arguments = [p, *map(constexpr, chosen), Argument("i32")]
+        made.append(variant("options", parameters, "sm_90", (), arguments))
+    entry = KernelEntry("options", (), parameters, tuple(v for v, _ in made), "0" * 64)
+    return entry, [binary for _, binary in made]
+
+
+def launches_entry(name, arch="sm_90", **more):
+    """A kernel of one pointer, launched in a special way."""
+    parameters = (Parameter("p", "pointer", "fp32"),)
+    made, binary = variant(name, parameters, arch, (), [pointer("fp32", False)], **more)
+    return KernelEntry(name, (), parameters, (made,), "0" * 64), [binary]
+
+
+def tensor_entry():
+    """A tensor of two dimensions: encoded on the host for sm_90, taken apart for sm_80."""
+    parameters = (Parameter("t", "descriptor", "T", rank=2), Parameter("k", "integer", "int"))
+    arguments = [Argument("tensordesc<fp16[64,32]>"), Argument("i32")]
+    extents = [Slot("t", "i32", 4, "shape", i) for i in range(2)]
+    extents += [Slot("t", "i64", 8, "stride", i) for i in range(2)]
+    encoded = [Slot("t", "map", 128, "map"), *extents, Slot("k", "i32", 4), *SCRATCH]
+    apart = [Slot("t", "pointer", 8), *(Slot("t", "i64", 8, "shape", i) for i in range(2))]
+    apart += [*(Slot("t", "i64", 8, "stride", i) for i in range(2)), Slot("t", "i1", 1)]
+    apart += [*extents, Slot("k", "i32", 4), *SCRATCH]
+    plan = Descriptor("t", (64, 32), 2, 6, 3)
+    on_90 = {"slots": encoded, "descriptors": (plan,)}
+    made = [
+        variant("tensors", parameters, "sm_90", ("fp16",), arguments, **on_90),
+        variant("tensors", parameters, "sm_80", ("fp16",), arguments, slots=apart),
+    ]
+    variants = tuple(v for v, _ in made)
+    entry = KernelEntry("tensors", (("T", ("fp16",)),), parameters, variants, "0" * 64)
+    return entry, [binary for _, binary in made]
+
+
+def wide_entry():
+    """More than 64 conditions: masks of two words."""
+    names = [f"n{i}" for i in range(40)]
+    parameters = tuple(Parameter(name, "integer", "int") for name in names)
+    every = [Argument("i32", True)] * 40
+    last = [*[Argument("i32")] * 39, Argument("i32", True)]
+    rest = [Argument("i32")] * 40
+    made = [variant("wide", parameters, "sm_90", (), row) for row in (every, last, rest)]
+    entry = KernelEntry("wide", (), parameters, tuple(v for v, _ in made), "0" * 64)
+    return entry, [binary for _, binary in made]
+
+
+def grids_entry():
+    """A grid of three expressions, with an operand that may be zero."""
+    parameters = (
+        Parameter("m", "integer", "int"),
+        Parameter("n", "integer", "int"),
+        Parameter("B", "constexpr", "int"),
+    )
+    made, binary = variant(
+        "grids", parameters, "sm_90", (), [Argument("i64"), Argument("i64"), constexpr(16)]
+    )
+    grid = ("cdiv(m, B) * num_warps", "max(m / n, 2) + m % n", "min(m - n, 7)")
+    return KernelEntry("grids", (), parameters, (made,), "0" * 64, grid), [binary]
+
+
+def many():
+    """An artifact with a kernel of each sort."""
+    return (
+        "many",
+        [
+            add_entry(),
+            scalars_entry(),
+            options_entry(),
+            launches_entry("clustered", cluster=16, pdl=True, shared=100_000, threads=384),
+            launches_entry("together", cooperative=True),
+            launches_entry("hungry", cluster=2, scratch_bytes=96, scratch_align=128),
+            launches_entry("aligned", scratch_bytes=100, scratch_align=4096),
+            launches_entry("greedy", shared=300_000),
+            tensor_entry(),
+            wide_entry(),
+            grids_entry(),
+        ],
+    )
+
+
+def amd():
+    """An artifact for AMD's devices alone."""
+    hungry = launches_entry("hungry", "gfx942", scratch_bytes=64, scratch_align=16)
+    together = launches_entry("together", "gfx942", cooperative=True)
+    return "amd", [add_entry(archs=("gfx942", "gfx1100"), choices=False), hungry, together]
+
+
+def lay_out(folder, name, entries):
+    """Writes an artifact; returns the manifest."""
+    folder = Path(folder)
+    (folder / "kernels").mkdir(parents=True, exist_ok=True)
+    for entry, binaries in entries:
+        for made, binary in zip(entry.variants, binaries, strict=True):
+            suffix = "hsaco" if made.arch.startswith("gfx") else "cubin"
+            (folder / "kernels" / f"{made.binary}.{suffix}").write_bytes(binary)
+    manifest = Manifest(name, tuple(entry for entry, _ in entries), {"gristmill": "0.1.0"})
+    write(manifest, folder)
+    return manifest
+
+
+def compiled(*command):
+    """Runs a compiler; its messages are the failure's."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def shared_library(folder, name, *flags):
+    """An artifact as a shared library, as its CMake file makes it."""
+    out = folder / f"lib{name}.so"
+    flags = [*WARNINGS, "-O2", "-fPIC", "-shared", "-fvisibility=hidden", *flags]
+    compiled("gcc", "-std=c11", *flags, f"-I{folder}", folder / f"{name}.c", "-o", out)
+    return out
+
+
+def fake_driver(folder, *flags, hip=False):
+    """The fake driver, in a folder for LD_LIBRARY_PATH."""
+    out = folder / ("libamdhip64.so" if hip else "libcuda.so.1")
+    flags = [*flags, *(["-DFAKE_HIP"] if hip else [])]
+    source = DATA / "fake_driver.c"
+    compiled("gcc", "-std=gnu11", "-g", *flags, "-fPIC", "-shared", source, "-o", out, "-lpthread")
+    return out
+
+
+def child_environment(folder):
+    """The environment of a process whose driver is the fake one."""
+    paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)}
+
+
+class Child:
+    """A process with the fake driver, started when it is first used; functions run in it."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._pool = None
+
+    def run(self, function, *args):
+        """`function(*args)` there: a function of a module, as it is found by name."""
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn)
+            before = os.environ.get("LD_LIBRARY_PATH")
+            os.environ["LD_LIBRARY_PATH"] = child_environment(self._folder)["LD_LIBRARY_PATH"]
+            try:
+                self._pool.submit(int).result()  # started, with that path
+            finally:
+                os.environ.pop("LD_LIBRARY_PATH")
+                if before is not None:
+                    os.environ["LD_LIBRARY_PATH"] = before
+        return self._pool.submit(function, *args).result(timeout=60)
+
+    def close(self):
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+# ------------------------------------------------------------------------- in that process
+
+
+class Pointer(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("dtype", c_int32)]
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("dtype", c_int32),
+        ("shape", c_void_p),
+        ("strides", c_void_p),
+    ]
+
+
+class Number(ctypes.Structure):
+    _fields_ = [("value", c_double), ("dtype", c_int32)]
+
+
+class Launch(ctypes.Structure):
+    _fields_ = [
+        ("symbol", ctypes.c_char * 64),
+        ("grid", c_uint32 * 3),
+        ("block", c_uint32 * 3),
+        ("shared", c_uint32),
+        ("attribute_count", c_uint32),
+        ("parameter_count", c_uint32),
+        ("device", c_int32),
+        ("stream", c_uint64),
+        ("attribute_ids", c_int32 * 8),
+        ("attribute_values", c_uint32 * 3 * 8),
+        ("sizes", c_uint32 * 64),
+        ("bytes", ctypes.c_ubyte * 128 * 64),
+    ]
+
+    @property
+    def parameters(self):
+        """The bytes of each parameter."""
+        return [bytes(self.bytes[i][: self.sizes[i]]) for i in range(self.parameter_count)]
+
+    @property
+    def attributes(self):
+        """Values of launch attributes by their CUDA numbers."""
+        return {
+            self.attribute_ids[i]: tuple(self.attribute_values[i])
+            for i in range(self.attribute_count)
+        }
+
+
+def T(address, type_="fp16"):
+    return Pointer(address, ELEMENTS[type_])
+
+
+class Library:
+    """An artifact in a process, over a fake driver that is as new, on device 0."""
+
+    def __init__(self, path, name, device=0, driver="libcuda.so.1"):
+        self.name = name
+        self.fake = ctypes.CDLL(driver)
+        self.fake.fake_last_size.restype = c_uint64
+        self.fake.fake_last_map_address.restype = c_uint64
+        self.fake.fake_last_map.restype = c_void_p
+        self.fake.fake_launch.restype = ctypes.POINTER(Launch)
+        self.fake.fake_launch_size.restype = ctypes.c_size_t
+        assert self.fake.fake_launch_size() == ctypes.sizeof(Launch)
+        self.c = ctypes.CDLL(str(path))
+        getattr(self.c, f"{name}_last_error").restype = ctypes.c_char_p
+        self.fake.fake_reset()
+        self.fake.fake_use(device)
+        assert self.unload() == 0
+        self.fake.fake_reset()
+
+    @property
+    def error(self):
+        return getattr(self.c, f"{self.name}_last_error")().decode()
+
+    def unload(self):
+        return getattr(self.c, f"{self.name}_unload")()
+
+    def preload(self, device=-1):
+        return getattr(self.c, f"{self.name}_preload")(device)
+
+    def calls(self, function):
+        return self.fake.fake_calls(function.encode())
+
+    def fail(self, function, code=999, skip=0, times=1):
+        self.fake.fake_fail(function.encode(), code, skip, times)
+
+    def call(self, kernel, *args, warps=4, stages=3, grid=(2, 3, 4), stream=0x5151):
+        """A call; plain integers are 64-bit ones, and floats doubles."""
+        given = [c_int64(a) if type(a) is int else c_double(a) if type(a) is float else a for a in args]
+        more = [c_int32(warps), c_int32(stages), *map(c_int64, grid), c_void_p(stream)]
+        return getattr(self.c, kernel)(*given, *more)
+
+    def ok(self, kernel, *args, **more):
+        """A call that succeeds; returns what the driver was asked for."""
+        before = self.fake.fake_launches()
+        status = self.call(kernel, *args, **more)
+        assert status == 0, self.error
+        assert self.fake.fake_launches() == before + 1
+        return self.fake.fake_launch(before).contents
+
+    def add(self, x=0x1000, y=0x2000, out=0x3000, n=1024, alpha=1.5, block=64, type_="fp16", **more):
+        """A call of `add_kernel` that succeeds."""
+        return self.ok("add_kernel", *self.add_arguments(x, y, out, n, alpha, block, type_), **more)
+
+    @staticmethod
+    def add_arguments(x=0x1000, y=0x2000, out=0x3000, n=1024, alpha=1.5, block=64, type_="fp16"):
+        return T(x, type_), T(y, type_), T(out, type_), n, alpha, block
+
+
+HAS = {tool: shutil.which(tool) is not None for tool in ("gcc", "g++", "clang", "nvcc", "cmake", "nm")}

@@ -1,0 +1,386 @@
+"""Artifacts in C: which variant a call is served by, the exact bytes of its arguments, and what a call
+that cannot be served says. In a process over the fake driver."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+import struct
+from fractions import Fraction
+
+import aot_c_cases as cases
+import numpy as np
+import pytest
+from aot_c_cases import NAN, Library, Number, T, Tensor
+
+from gristmill.native import ELEMENTS
+
+pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
+
+INVALID, NO_SPECIALISATION, NO_ARCHITECTURE = 1, 2, 3
+SCRATCH = [b"\0" * 8] * 2
+
+
+def pointers(*addresses):
+    return [struct.pack("<Q", address) for address in addresses]
+
+
+# Each function below runs in the child: `child.run(function, library, ...)`.
+
+
+def arguments_in_order(path):
+    lib = Library(path, "many")
+    launch = lib.add(n=32, alpha=0.1)
+    assert launch.symbol == b"add_kernel"
+    assert list(launch.grid) == [2, 3, 4]
+    assert list(launch.block) == [128, 1, 1]
+    assert (launch.shared, launch.stream, launch.device) == (0, 0x5151, 0)
+    assert launch.attributes == {}
+    n, alpha = struct.pack("<i", 32), struct.pack("<f", 0.1)
+    assert launch.parameters == [*pointers(0x1000, 0x2000, 0x3000), n, alpha, *SCRATCH]
+
+
+def test_arguments_are_passed_in_order(child, library):
+    child.run(arguments_in_order, library)
+
+
+def integers_by_class(path):
+    lib = Library(path, "many")
+    unaligned = {"x": 0x1001, "n": 1}
+    for aligned, n in itertools.product(
+        (True, False), (1, 16, 17, 0, -16, -17, 2**31 - 1, 2**31, 2**40, -(2**31), -(2**31) - 1)
+    ):
+        launch = lib.add(x=0x1000 if aligned else 0x1008, n=n)
+        sizes = [len(p) for p in launch.parameters[3:-3]]
+        if n == 1:
+            assert sizes == []  # compiled in
+        elif -(2**31) <= n < 2**31:
+            assert launch.parameters[3] == struct.pack("<i", n)
+        else:
+            assert launch.parameters[3] == struct.pack("<q", n)
+    launch = lib.add(**unaligned)
+    assert launch.parameters[0] == struct.pack("<Q", 0x1001)
+    assert len(launch.parameters) == 6
+
+
+def test_integers_are_passed_by_their_class(child, library):
+    child.run(integers_by_class, library)
+
+
+def selected(path, calls):
+    """Which binary serves each call: the calls that load one, counted from an empty artifact."""
+    lib = Library(path, "many")
+    before, found = 0, []
+    for call in calls:
+        lib.add(**call)
+        now = lib.calls("cuLibraryLoadData")
+        found.append(now - before)
+        before = now
+    return found
+
+
+def test_each_class_is_a_binary_of_its_own_and_is_loaded_once(child, library):
+    aligned = [{"n": 32}, {"n": 48}, {"n": 1}, {"n": 1}]
+    # Aligned pointers, but `n` of no aligned variant: the unaligned ones serve.
+    rest = [{"n": 17}, {"n": 18}, {"n": 2**31}, {"n": 2**33}]
+    unaligned = [{"x": 0x1004, "n": n} for n in (32, 1, 17, 2**31)]
+    found = child.run(selected, library, [*aligned, *rest, *unaligned])
+    assert found == [1, 0, 1, 0, 1, 0, 1, 0, 1, 1, 0, 0]
+
+
+def test_types_constexprs_and_warps_select(child, library):
+    calls = [
+        {"type_": type_, "block": block, "warps": warps}
+        for type_, block, warps in itertools.product(("fp16", "fp32"), (64, 128), (4, 8))
+    ]
+    assert child.run(selected, library, calls * 2) == [1] * 8 + [0] * 8
+
+
+def floats(path, values):
+    lib = Library(path, "many")
+    found = []
+    for value in values:
+        number = Number(value, ELEMENTS["fp16"])
+        launch = lib.ok("scalars", value, value, value, value, number, 5, -7, 2**32 - 1)
+        found.append(launch.parameters[:5])
+        flag, i8, u32 = b"\1", struct.pack("<b", -7), struct.pack("<I", 2**32 - 1)
+        assert launch.parameters[5:] == [flag, i8, u32, *SCRATCH]
+    wide = Number(0.1, ELEMENTS["fp64"])
+    launch = lib.ok("scalars", 0.0, 0.0, 0.0, 0.0, wide, 0, 0, 0)
+    assert launch.parameters[4:6] == [struct.pack("<d", 0.1), b"\0"]
+    return found
+
+
+def halfway(exponents, mantissa_bits):
+    """Ties, their neighbours and powers of two, at the given exponents."""
+    for exponent in exponents:
+        for mantissa in (0, 1, 2, 3, (1 << mantissa_bits) - 2, (1 << mantissa_bits) - 1):
+            tie = math.ldexp(1 + (mantissa + 0.5) / (1 << mantissa_bits), exponent)
+            yield from (tie, -tie, math.nextafter(tie, 0), math.nextafter(tie, math.inf))
+            yield math.ldexp(1 + mantissa / (1 << mantissa_bits), exponent)
+
+
+def test_floats_are_rounded_once_to_nearest_even(child, library):
+    generator = np.random.default_rng(7)
+    values = [0.0, -0.0, math.inf, -math.inf, 65504.0, 65519.99, 65520.0, 1e300, 5e-324, 3.4028236e38]
+    values += [math.ldexp(k + 0.5, -24) for k in range(5)]  # ties of fp16's subnormals
+    values += [math.ldexp(k + 0.5, -133) for k in range(5)]  # and of bf16's
+    values += [math.ldexp(1, -25), math.nextafter(math.ldexp(1, -25), 1), math.ldexp(1, -134)]
+    values += [*halfway((-14, -15, 0, 3, 15), 10), *halfway((-126, -127, 0, 3, 127), 7)]
+    bits = generator.integers(0, 2**64, 200, dtype=np.uint64).view(np.float64)
+    values += [float(v) for v in bits if not math.isnan(v)]
+    values += [float(v) for v in generator.standard_normal(200) * 10.0 ** generator.integers(-9, 6, 200)]
+    with np.errstate(over="ignore", under="ignore"):
+        halves = [np.float64(v).astype(np.float16).tobytes() for v in values]
+        singles = [np.float64(v).astype(np.float32).tobytes() for v in values]
+    for value, half, single, passed in zip(
+        values, halves, singles, child.run(floats, library, values), strict=True
+    ):
+        bf16 = nearest_bf16(value)
+        assert passed == [half, bf16, single, struct.pack("<d", value), half], value.hex()
+
+
+def nearest_bf16(value):
+    """By the definition: of the neighbours the nearest one, the even one if it is a tie.
+
+    torch's own conversion rounds twice, through float32.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        code = int(np.float64(value).astype(np.float32).view(np.uint32)) >> 16
+    sign, magnitude = code & 0x8000, code & 0x7FFF
+    exact = abs(value)
+    if math.isinf(exact):
+        return struct.pack("<H", sign | 0x7F80)
+
+    def worth(code):  # what lies past the largest number stands for infinity
+        exponent, mantissa = code >> 7, code & 127
+        return math.ldexp(mantissa, -133) if not exponent else math.ldexp(128 + mantissa, exponent - 134)
+
+    near = [c for c in (magnitude - 1, magnitude, magnitude + 1) if 0 <= c <= 0x7F80]
+    best = min(near, key=lambda c: (abs(Fraction(worth(c)) - Fraction(exact)), c & 1))
+    return struct.pack("<H", sign | best)
+
+
+def test_nan_stays_nan(child, library):
+    (passed,) = child.run(floats, library, [NAN])
+    half, bf16, single, double, number = passed
+    assert math.isnan(struct.unpack("<e", half)[0])
+    assert half == number
+    code = struct.unpack("<H", bf16)[0]
+    assert code & 0x7F80 == 0x7F80
+    assert code & 0x7F
+    assert math.isnan(struct.unpack("<f", single)[0])
+    assert math.isnan(struct.unpack("<d", double)[0])
+
+
+MODE = b'a "quoted" ??/ mode'
+CHOSEN = (3, 1, 0.5, ctypes.c_char_p(MODE), ctypes.c_int32(ELEMENTS["bf16"]))
+NONE = (-(2**63), -(2**63), NAN, ctypes.c_char_p(None), ctypes.c_int32(0))
+
+
+def constexprs(path):
+    lib = Library(path, "many")
+    for values in (CHOSEN, NONE):
+        if values is NONE:
+            values = (values[0], 0, *values[2:])
+        at, null = ctypes.c_void_p(0x10), ctypes.c_void_p(None)
+        assert len(lib.ok("options", at, *values, 7).parameters) == 4
+        launch = lib.ok("options", ctypes.c_void_p(0x11), *values, 7)
+        assert launch.parameters[0] == struct.pack("<Q", 0x11)
+        launch = lib.ok("options", null, *values, 7)  # compiled without the pointer
+        assert launch.parameters == [struct.pack("<i", 7), *SCRATCH]
+    assert lib.calls("cuLibraryLoadData") == 6
+    assert lib.call("options", null, 4, *CHOSEN[1:], 7) == NO_SPECIALISATION
+    assert "`count` to be 3; it is 4" in lib.error
+    assert lib.call("options", null, 3, 1, 0.25, *CHOSEN[3:], 7) == NO_SPECIALISATION
+    assert "`rate` to be 0.5; it is 0.25" in lib.error
+    other = ctypes.c_char_p(b"other")
+    assert lib.call("options", null, *CHOSEN[:3], other, CHOSEN[4], 7) == NO_SPECIALISATION
+    assert "`mode` to be a \"quoted\" ??/ mode; it is 'other'" in lib.error
+    kind = ctypes.c_int32(77)
+    assert lib.call("options", null, *CHOSEN[:4], kind, 7) == NO_SPECIALISATION
+    assert "`kind` to be bf16; it is no type (code 77)" in lib.error
+    assert lib.call("options", null, *CHOSEN, 2**31) == NO_SPECIALISATION
+    assert f"`double` to fit i32; it is {2**31}" in lib.error
+
+
+def test_constexprs_of_every_type_and_null_pointers(child, library):
+    child.run(constexprs, library)
+
+
+def missing(path):
+    lib = Library(path, "many")
+
+    def message(expected=NO_SPECIALISATION, warps=4, stages=3, **arguments):
+        args = lib.add_arguments(**arguments)
+        assert lib.call("add_kernel", *args, warps=warps, stages=stages) == expected
+        return lib.error
+
+    start = "add_kernel: no specialisation for this call. The nearest (sm_90, T="
+    text = message(type_="bf16")
+    assert text.startswith(start)
+    assert text.endswith("needs `T` to be fp16; it is bf16")
+    assert message(type_="none").endswith("needs `T` to be fp16; it is none")
+    assert message(block=96).endswith("needs `BLOCK` to be 64; it is 96")
+    text = message(warps=16)
+    assert text.endswith(
+        "T=fp16, BLOCK=64, num_warps=4, num_stages=3) needs `num_warps` to be 4; it is 16"
+    )
+    assert message(stages=2).endswith("needs `num_stages` to be 3; it is 2")
+    args = (T(0, "fp16"), T(16, "fp32"), T(16, "fp16"), 16, 1.0, 64)
+    assert lib.call("add_kernel", *args) == INVALID
+    assert lib.error.startswith("add_kernel: `y` has type fp32 (code 12)")
+    assert lib.error.endswith("must be fp16")
+    wide = [3] * 39
+    assert lib.call("wide", *wide, 2**31) == NO_SPECIALISATION
+    assert "`n39` to fit i32" in lib.error
+    assert lib.calls("cuLaunchKernelEx") == 0
+
+
+def test_a_missing_specialisation_names_the_nearest_and_the_first_failing_condition(child, library):
+    child.run(missing, library)
+
+
+def masks_of_two_words(path):
+    lib = Library(path, "many")
+    lib.ok("wide", *[16] * 40)
+    assert lib.calls("cuLibraryLoadData") == 1
+    lib.ok("wide", *[3] * 39, 32)
+    assert lib.calls("cuLibraryLoadData") == 2
+    lib.ok("wide", *[16] * 39, 3)
+    assert lib.calls("cuLibraryLoadData") == 3
+
+
+def test_more_than_64_conditions(child, library):
+    child.run(masks_of_two_words, library)
+
+
+def null_pointers(path):
+    lib = Library(path, "many")
+    args = (T(0, "none"), T(0x2000), T(0x3000), 32, 1.0, 64)  # the others say the type
+    assert lib.ok("add_kernel", *args).parameters[0] == b"\0" * 8
+    assert lib.add(x=0, y=0, out=0).parameters[:3] == [b"\0" * 8] * 3  # an empty tensor
+
+
+def test_null_is_an_address_where_it_is_no_option(child, library):
+    child.run(null_pointers, library)
+
+
+def tuned(path):
+    lib = Library(path, "many")
+    for n, block in ((1000, 64), (1001, 128), (5000, 128)):
+        status = lib.c.add_kernel_tuned(
+            *(T(0x1000), T(0x1000), T(0x1000)), ctypes.c_int64(n), ctypes.c_double(1.0), None
+        )
+        assert status == 0, lib.error
+        launch = lib.fake.fake_launch(lib.fake.fake_launches() - 1).contents
+        assert list(launch.grid) == [-(-n // block), 1, 1]
+        assert launch.block[0] == 256  # eight warps, as chosen
+    assert lib.add(n=999, warps=0, stages=0).block[0] == 256
+    assert lib.add(n=999, warps=4, stages=0).block[0] == 128  # what is asked for comes first
+    assert lib.add(n=999, block=128, type_="fp32", warps=0, stages=0).block[0] == 256
+    assert lib.add(n=999, type_="fp32", warps=0, stages=0).block[0] == 128  # no choice: the first
+    lib.fake.fake_use(1)  # choices were measured elsewhere
+    assert lib.add(n=999, warps=0, stages=0).block[0] == 128
+    args = (T(16), T(16), T(16), ctypes.c_int64(9), ctypes.c_double(1.0), None)
+    assert lib.c.add_kernel_tuned(*args) == NO_SPECIALISATION
+    assert "no tuned choice is for this call on sm_80" in lib.error
+
+
+def test_tuned_choices(child, library):
+    child.run(tuned, library)
+
+
+def grids(path):
+    lib = Library(path, "many")
+    grid = (ctypes.c_int64 * 3)()
+
+    def of(m, n, warps=4):
+        args = (ctypes.c_int64(m), ctypes.c_int64(n), ctypes.c_int64(16))
+        status = lib.c.grids_grid(*args, ctypes.c_int32(warps), ctypes.c_int32(1), grid)
+        return list(grid) if status == 0 else status
+
+    for m, n in itertools.product((0, 1, 15, 16, 17, 1000, 2**40), (1, 7, 16, 2**33)):
+        assert of(m, n) == [-(-m // 16) * 4, max(m // n, 2) + m % n, min(m - n, 7)]
+    assert of(-5, 3) == [0, 2 + 1, -8]  # rounded down, as Python does
+    for m, n in ((1, 0), (2**63 - 1, -1), (-(2**63), -1), (-(2**63), 5)):
+        assert of(m, n) == INVALID
+        assert "divide by zero or overflow" in lib.error
+    assert of(1, 1, warps=0) == INVALID
+    assert "`num_warps` is 0" in lib.error
+    args = (ctypes.c_int64(1), ctypes.c_int64(1), ctypes.c_int64(16))
+    assert lib.c.grids_grid(*args, ctypes.c_int32(4), ctypes.c_int32(1), None) == INVALID
+
+
+def test_grids_divide_by_zero_without_a_signal(child, library):
+    child.run(grids, library)
+
+
+def empty_and_bad_grids(path):
+    lib = Library(path, "many")
+    args = lib.add_arguments()
+    for grid in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (0, 0, 0)):
+        assert lib.call("add_kernel", *args, grid=grid) == 0
+    assert lib.calls("cuLaunchKernelEx") == 0
+    for grid in ((-1, 1, 1), (1, -1, 1), (0, 0, -1), (2**31, 1, 1), (1, 65536, 1), (1, 1, 65536)):
+        assert lib.call("add_kernel", *args, grid=grid) == INVALID
+        assert f"the grid is {grid}" in lib.error
+    largest = (2**31 - 1, 65535, 65535)
+    assert list(lib.ok("add_kernel", *args, grid=largest).grid) == list(largest)
+    assert lib.call("clustered", ctypes.c_void_p(16), grid=(2**28, 1, 1)) == INVALID
+    assert "16-block clusters" in lib.error
+
+
+def test_an_empty_grid_is_success_and_a_bad_one_an_error(child, library):
+    child.run(empty_and_bad_grids, library)
+
+
+def tensors(path):
+    lib = Library(path, "many")
+    shape, strides = (ctypes.c_int64 * 2)(100, 80), (ctypes.c_int64 * 2)(88, 1)
+
+    def tensor(data=0x10000, type_="fp16", shape=shape, strides=strides):
+        at = [ctypes.addressof(a) if a is not None else None for a in (shape, strides)]
+        return Tensor(data, ELEMENTS[type_], *at)
+
+    class Map(ctypes.Structure):
+        _fields_ = [
+            ("numbers", ctypes.c_int * 6),
+            *(("shape", ctypes.c_uint64 * 5), ("strides", ctypes.c_uint64 * 5)),
+            *(("box", ctypes.c_uint32 * 5), ("steps", ctypes.c_uint32 * 5)),
+        ]
+
+    launch = lib.ok("tensors", tensor(), 9)
+    made = Map.from_address(lib.fake.fake_last_map())
+    assert list(made.numbers) == [6, 2, 0, 3, 2, 0]  # type, rank, interleave, swizzle, L2, fill
+    assert list(made.shape)[:2] == [80, 100]
+    assert list(made.strides)[:1] == [176]
+    assert (list(made.box)[:2], list(made.steps)[:2]) == ([32, 64], [1, 1])
+    assert lib.fake.fake_last_map_address() == 0x10000
+    extents = [struct.pack("<i", 100), struct.pack("<i", 80), struct.pack("<q", 88), struct.pack("<q", 1)]
+    rest = [struct.pack("<i", 9), *SCRATCH]
+    encoded = struct.pack("<Q", 0x10000) + b"\xa5" * 120
+    assert launch.parameters == [encoded, *extents, *rest]
+    far = (ctypes.c_int64 * 2)(2**31, 80)
+    flat, odd = (ctypes.c_int64 * 2)(88, 2), (ctypes.c_int64 * 2)(81, 1)
+    for wrong, said in (
+        (tensor(0x10008), "address must be a multiple of 16"),
+        (tensor(shape=far), "2147483648 values along dimension 0"),
+        (tensor(strides=flat), "stride 2 along dimension 1"),
+        (tensor(strides=odd), "stride 81 along dimension 0"),
+        (tensor(shape=None), "pass 2 of each"),
+        (tensor(strides=None), "pass 2 of each"),
+    ):
+        assert lib.call("tensors", wrong, 9) == INVALID
+        assert said in lib.error
+    assert lib.call("tensors", tensor(type_="fp32"), 9) == NO_SPECIALISATION
+    lib.fake.fake_use(1)
+    launch = lib.ok("tensors", tensor(0x10008), 9)
+    wide = [struct.pack("<q", v) for v in (100, 80, 88, 1)]
+    assert launch.parameters == [struct.pack("<Q", 0x10008), *wide, b"\0", *extents, *rest]
+    assert lib.call("tensors", tensor(shape=far), 9) == INVALID
+
+
+def test_tensors_are_encoded_or_taken_apart(child, library):
+    child.run(tensors, library)
