@@ -14,7 +14,7 @@ from typing import Any
 import gristmill
 from gristmill import settings
 from gristmill.aot import artifact, grid, tuned
-from gristmill.aot.compiler import BINARIES, TASK, Answer, compile_all
+from gristmill.aot.compiler import BINARIES, TASK, Answer, Compiler
 from gristmill.aot.expand import Combination, Expansion
 from gristmill.aot.manifest import Descriptor, KernelEntry, Manifest, Slot, Usage, Variant
 from gristmill.aot.progress import bar
@@ -111,10 +111,9 @@ def build(
             _Made(Path(scratch, str(index)), expansion)
             for index, expansion in enumerate(expansions)
         ]
-        entries = []
-        for one in made:
-            entry = one.entry(archs, jobs or settings.cores(), timeout_s)
-            entries += [entry] if entry.variants else []
+        with Compiler(Path(scratch), jobs or settings.cores(), timeout_s) as compiler:
+            entries = [one.entry(compiler, archs) for one in made]
+        entries = [entry for entry in entries if entry.variants]
         failures = tuple(failure for one in made for failure in one.failures)
         if not entries:
             raise CompileError(f"nothing was written: {_summary(failures)}")
@@ -172,13 +171,13 @@ class _Made:
         self._choices = tuned.rows(kernel, parameters, expansion.combinations)
         self._task = {"function": pack(kernel.fn)}
 
-    def entry(self, archs: Sequence[str], jobs: int, timeout_s: float) -> KernelEntry:
+    def entry(self, compiler: Compiler, archs: Sequence[str]) -> KernelEntry:
         """Compile, and say what came of it."""
         kernel = self.expansion.kernel
         self.folder.mkdir()
         (self.folder.parent / BINARIES).mkdir(exist_ok=True)
         (self.folder / TASK).write_text(json.dumps({**self._task, "archs": archs}))
-        answers = self._answers(jobs, timeout_s)
+        answers = self._answers(compiler)
         variants = []
         for one, answer in zip(self.expansion.combinations, answers, strict=True):
             if answer.data is not None:
@@ -198,7 +197,7 @@ class _Made:
             self._choices,
         )
 
-    def _answers(self, jobs: int, timeout_s: float) -> list[Answer]:
+    def _answers(self, compiler: Compiler) -> list[Answer]:
         """What came of each combination; those that ask for the same are compiled once."""
         declarations = declared(self.expansion.kernel.fn)
         asked: dict[str, int] = {}
@@ -219,7 +218,7 @@ class _Made:
                 found[index] = answer
                 done(answer.data is not None)
 
-            compile_all(self.folder, requests, jobs, timeout_s, told)
+            compiler.compile(self.folder, requests, told)
         return [found[index] for index in of]
 
     def _hint(self, one: Combination) -> str:

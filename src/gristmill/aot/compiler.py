@@ -1,12 +1,13 @@
 """Compiles specialisations in parallel, in processes that touch no device.
 
-`compile_all` is the builder's side. The other is this module run by `isolation.Child`: the compile
+`Compiler` is the builder's side. The other is this module run by `isolation.Child`: the compile
 server of `tuning`, which imports torch and Triton once and forks a child for each specialisation,
 so that a compiler that crashes or hangs takes only that one along.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -20,6 +21,7 @@ import triton
 from triton import knobs
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+from typing_extensions import Self
 
 from gristmill.aot import abi
 from gristmill.aot.manifest import Argument, Parameter, Usage
@@ -74,44 +76,68 @@ class Answer:
         return cls(data["status"], data.get("reason") or "", data.get("data"))
 
 
-def compile_all(
-    folder: Path,
-    requests: Sequence[Mapping[str, Any]],
-    jobs: int,
-    timeout_s: float,
-    told: Callable[[int, Answer], None],
-) -> None:
-    """Compile requests for the kernel that `folder`'s task holds; binaries land in `kernels` beside
-    it.
+class Compiler:
+    """Compiles specialisations of one kernel after another. Use as a context manager.
 
     Args:
-        told: hears of each, by its index, as it ends.
+        scratch: a folder with one of each kernel, which holds its task; binaries land in `kernels`
+            beside them.
+        jobs: processes that compile.
+        timeout_s: seconds after which a compile is ended.
     """
-    waiting = dict(enumerate(requests))
-    base = {"folder": str(folder), "jobs": jobs, "timeout_s": timeout_s}
-    while waiting:
-        before = len(waiting)
-        reason = ""
-        environment = {**ENVIRONMENT, "TRITON_CACHE_DIR": str(folder / "cache")}
-        with Child("gristmill.aot.compiler", environment) as child:
-            unasked = iter(list(waiting))
+
+    def __init__(self, scratch: Path, jobs: int, timeout_s: float) -> None:
+        self._jobs, self._timeout_s = jobs, timeout_s
+        cache = {"TRITON_CACHE_DIR": str(scratch / "cache")}
+        self._child = Child("gristmill.aot.compiler", {**ENVIRONMENT, **cache})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._child.stop()
+
+    def compile(
+        self,
+        folder: Path,
+        requests: Sequence[Mapping[str, Any]],
+        told: Callable[[int, Answer], None],
+    ) -> None:
+        """Compile requests for the kernel in `folder`.
+
+        Args:
+            told: hears of each, by its index, as it ends.
+        """
+        waiting = dict(enumerate(requests))
+        while waiting:
+            before = len(waiting)
             try:
-                for index in itertools.islice(unasked, jobs + AHEAD):
-                    child.send({**base, "id": index, "request": waiting[index]})
-                while waiting:
-                    answer = child.receive(timeout_s + GRACE_S)
-                    if waiting.pop(answer["id"], None) is not None:
-                        told(answer["id"], Answer.from_json(answer["outcome"]))
-                    for index in itertools.islice(unasked, 1):
-                        child.send({**base, "id": index, "request": waiting[index]})
+                self._ask(folder, waiting, told)
             except (ChildDied, ChildTimedOut) as error:
-                reason = f"the compile server was lost: {error}"
-        if (
-            waiting and len(waiting) == before
-        ):  # nothing came of a whole server: no sense in another
-            for index in list(waiting):
-                told(index, Answer("crash", reason))
-            return
+                self._child.stop()
+                if len(waiting) < before:
+                    continue  # the rest goes to a new server
+                for index in waiting:  # nothing came of a whole one
+                    told(index, Answer("crash", f"the compile server was lost: {error}"))
+                return
+
+    def _ask(
+        self,
+        folder: Path,
+        waiting: dict[int, Mapping[str, Any]],
+        told: Callable[[int, Answer], None],
+    ) -> None:
+        """Send what waits, a few ahead of the answers, and take each out as it ends."""
+        base = {"folder": str(folder), "jobs": self._jobs, "timeout_s": self._timeout_s}
+        unasked = iter(list(waiting.items()))
+        for index, asked in itertools.islice(unasked, self._jobs + AHEAD):
+            self._child.send({**base, "id": index, "request": asked})
+        while waiting:
+            answer = self._child.receive(self._timeout_s + GRACE_S)
+            del waiting[answer["id"]]
+            told(answer["id"], Answer.from_json(answer["outcome"]))
+            for index, asked in itertools.islice(unasked, 1):
+                self._child.send({**base, "id": index, "request": asked})
 
 
 class SpecialisationServer(Server):
@@ -134,8 +160,9 @@ class SpecialisationServer(Server):
         except Exception as error:  # noqa: BLE001 - a user's module may raise anything
             self._lost = f"the kernel cannot be read again: {type(error).__name__}: {error}"
         for arch in task["archs"]:
-            EXECUTOR.warm(compile_target(arch))
-        share_stages(folder / SHARED)
+            with contextlib.suppress(Exception):  # its compiles will say why
+                EXECUTOR.warm(compile_target(arch))
+        share_stages(folder.parent / SHARED)
 
     def compile(self, request: Mapping[str, Any]) -> Answer:
         """What the compiler says of a specialisation."""
@@ -176,7 +203,7 @@ def compile_one(kernel: Any, asked: Mapping[str, Any], folder: Path) -> dict[str
         "scratch_bytes": getattr(metadata, "global_scratch_size", 0) or 0,
         "scratch_align": getattr(metadata, "global_scratch_align", 1) or 1,
         "slots": slots,
-        "usage": usage(Binary(compiled, target), folder / SHARED, name, len(code)),
+        "usage": usage(Binary(compiled, target), folder.parent / SHARED, name, len(code)),
         "descriptors": encoded,
         "tools": tools(target),
     }

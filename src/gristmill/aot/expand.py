@@ -69,28 +69,34 @@ class Combination:
         return " ".join([*words, *(f"{name}={value!r}" for name, value in self.options.items())])
 
 
-class View(Mapping[str, Any]):
+@record
+class _Group:
+    """What variants share that differ in the classes of their arguments alone."""
+
+    arch: str
+    types: Mapping[str, str]
+    constexprs: Mapping[str, Value]
+    options: Mapping[str, Any]
+
+
+class View:
     """A combination as predicates see it: every name of the specification, `arch`, `widths` (bits
-    of each integer) and `unspecialised`, as items and as attributes."""
+    of each integer) and `unspecialised`, as attributes and as items."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
 
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self._values:
+        if name.startswith("_") and name not in self._values:
+            raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
             known = ", ".join(self._values)
             near = did_you_mean(name, self._values)
             raise AttributeError(f"a combination has no {name!r}; it has {known}.{near}")
         return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 class Expansion:
@@ -152,7 +158,7 @@ class Expansion:
                 compiled_in = dict(zip(constexprs, values, strict=True))
                 for picked in itertools.product(*options.values()):
                     chosen = dict(zip(options, picked, strict=True))
-                    yield from self._group(arch, named, compiled_in, chosen)
+                    yield from self._of_group(_Group(arch, named, compiled_in, chosen))
 
     def _options(self, arch: str) -> dict[str, tuple[Value, ...]]:
         """The values of the options, warps and stages first."""
@@ -179,57 +185,42 @@ class Expansion:
             (given,) = self._by_name[parameter.name].default
         return constexpr_values(parameter.name, given)[1]
 
-    def _group(
-        self,
-        arch: str,
-        types: dict[str, str],
-        constexprs: dict[str, Value],
-        options: dict[str, Any],
-    ) -> list[Combination]:
+    def _of_group(self, group: _Group) -> list[Combination]:
         """The variants that differ in their classes alone, most specialised first."""
         found, kept_nulls = [], set()
-        removed: dict[tuple[bool, ...], Combination] = {}
+        removed: list[tuple[tuple[bool, ...], Combination]] = []
         for row, always in self._rows.items():
-            one = self._combination(arch, types, constexprs, options, row, always)
+            one = self._combination(group, row, always)
             nulls = tuple(
                 isinstance(spec, Ptr) and choice.what is None
                 for spec, choice in zip(self._classed.values(), row, strict=True)
             )
-            if self._wanted(one, types, constexprs, options, row):
+            if self._wanted(group, one, row):
                 found.append(one)
                 kept_nulls.add(nulls)
             elif always:
-                removed[nulls] = one
-        for nulls, one in removed.items():
+                removed.append((nulls, one))
+        for nulls, one in removed:
             if nulls in kept_nulls:
                 self._unfit[one.text(self.parameters)] = None
         return sorted(found, key=lambda c: -specialisation(self.parameters, c.arguments))
 
-    def _combination(
-        self,
-        arch: str,
-        types: Mapping[str, str],
-        constexprs: Mapping[str, Value],
-        options: Mapping[str, Any],
-        row: tuple[Choice, ...],
-        always: bool,
-    ) -> Combination:
-        by_name = self._by_name
+    def _combination(self, group: _Group, row: tuple[Choice, ...], always: bool) -> Combination:
         picked = dict(zip(self._classed, row, strict=True))
         arguments = []
         for parameter in self.parameters:
             name = parameter.name
             if parameter.kind == "constexpr":
-                arguments.append(Argument("constexpr", value=constexprs[name]))
+                arguments.append(Argument("constexpr", value=group.constexprs[name]))
                 continue
             spec = self._classed[name]
-            block = self._block(name, spec, constexprs)
-            arguments.append(argument(by_name[name], spec, picked[name], types, block))
-        rest = {n: v for n, v in options.items() if n not in ("num_warps", "num_stages")}
-        warps, stages = options["num_warps"], options["num_stages"]
-        return Combination(
-            arch, tuple(types.values()), tuple(arguments), warps, stages, rest, always
-        )
+            block = self._block(name, spec, group.constexprs)
+            declared_as = self._by_name[name]
+            arguments.append(argument(declared_as, spec, picked[name], group.types, block))
+        rest = dict(group.options)
+        warps, stages = rest.pop("num_warps"), rest.pop("num_stages")
+        types = tuple(group.types.values())
+        return Combination(group.arch, types, tuple(arguments), warps, stages, rest, always)
 
     def _block(self, name: str, spec: Spec, constexprs: Mapping[str, Value]) -> list[int]:
         found = []
@@ -243,23 +234,16 @@ class Expansion:
             found.append(value)
         return found
 
-    def _wanted(
-        self,
-        one: Combination,
-        types: Mapping[str, str],
-        constexprs: Mapping[str, Value],
-        options: Mapping[str, Any],
-        row: tuple[Choice, ...],
-    ) -> bool:
+    def _wanted(self, group: _Group, one: Combination, row: tuple[Choice, ...]) -> bool:
         if not self.kernel.predicates:
             return True
         picked = list(zip(self._classed.items(), row, strict=True))
         values: dict[str, Any] = {"arch": one.arch, "unspecialised": one.unspecialised}
         values["widths"] = {n: c.bits for (n, spec), c in picked if isinstance(spec, Int)}
-        values.update(options, **types, **constexprs)
+        values.update(group.options, **group.types, **group.constexprs)
         for (name, spec), choice in picked:
             classed = isinstance(spec, (Ptr, Int))
-            values[name] = choice.what if classed else types.get(getattr(spec, "type", ""), spec)
+            values[name] = choice.what if classed else group.types.get(getattr(spec, "type", ""))
         try:
             return all(predicate(View(values)) for predicate in self.kernel.predicates)
         except Exception as error:

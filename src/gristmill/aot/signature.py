@@ -11,7 +11,7 @@ from typing import Any
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction
 
-from gristmill.aot.elements import ELEMENT_BYTES, element_type
+from gristmill.aot.elements import FLOATS, element_type
 from gristmill.aot.manifest import Kind, Parameter
 from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type, constexpr_values
 from gristmill.compile.executor import triton_target
@@ -172,6 +172,9 @@ def _parameter(
     name = declared_as.name
     if declared_as.constexpr:
         if isinstance(spec, Type):
+            for one in spec.names:
+                if one not in variables:
+                    element_type(one, f"`{name}`", variables)
             return Parameter(name, "constexpr", "type")
         values = spec if spec is not None or not declared_as.default else declared_as.default[0]
         return Parameter(name, "constexpr", constexpr_values(name, values)[0])
@@ -182,14 +185,13 @@ def _parameter(
     type_ = spec.type
     if type_ not in variables:
         type_ = element_type(type_, f"the type of `{name}`", variables)
-        _check_annotation(declared_as, type_)
-    if isinstance(spec, Float):
-        for one in variables.get(type_, (type_,)):
-            if not one.startswith(("fp", "bf")) or ELEMENT_BYTES[one] == 1:
-                raise InvalidInputError(
-                    f"`{name}` is an `aot.Float` of type {one!r}; a scalar can be fp16, bf16, fp32 "
-                    "or fp64. Use one of them."
-                )
+    for one in variables.get(type_, (type_,)):
+        _check_annotation(declared_as, one)
+        if isinstance(spec, Float) and one not in FLOATS:
+            raise InvalidInputError(
+                f"`{name}` is an `aot.Float` of type {one!r}; a scalar can be "
+                f"{', '.join(FLOATS)}. Use one of them."
+            )
     rank = len(tuple(spec.block)) if isinstance(spec, Descriptor) else 0
     optional = isinstance(spec, Ptr) and spec.optional
     return Parameter(name, KINDS[type(spec)], type_, optional, rank)
