@@ -1,5 +1,5 @@
-"""What the tests of artifacts in C share: manifests made by hand, whose binaries are text for the fake
-driver of tests/data/aot; compiling; and calls from a process that loads that driver."""
+"""What the tests of artifacts in C share: manifests made by hand, whose binaries are text for the
+fake driver of tests/data/aot; compiling; and calls from a process that loads that driver."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import unittest.mock
 from ctypes import c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
@@ -35,6 +36,8 @@ SIZES |= {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 SCRATCH = (Slot("global_scratch", "pointer", 8), Slot("profile_scratch", "pointer", 8))
 NO_USAGE = Usage(None, None, 0, 0)
 NAN = float("nan")
+TOOLS = ("gcc", "g++", "clang", "nvcc", "cmake", "nm", "pkg-config")
+HAS = {tool: shutil.which(tool) is not None for tool in TOOLS}
 
 
 def slots_of(parameters, arguments):
@@ -89,7 +92,7 @@ def constexpr(value):
 ONE, NULL = constexpr(1), constexpr(None)
 
 
-def add_entry(name="add_kernel", archs=("sm_80", "sm_90"), choices=True):
+def add_entry(name, archs=("sm_80", "sm_90"), choices=True):
     """x, y, out of type T; n divisible by 16 and 32 bits, one, 32 bits, or any; alpha; BLOCK."""
     parameters = (
         Parameter("x", "pointer", "T"),
@@ -101,9 +104,7 @@ def add_entry(name="add_kernel", archs=("sm_80", "sm_90"), choices=True):
     )
     sizes = (Argument("i32", True), ONE, Argument("i32"), Argument("i64"))
     made = []
-    for arch, type_, block, warps in itertools.product(
-        archs, ("fp16", "fp32"), (64, 128), (4, 8)
-    ):
+    for arch, type_, block, warps in itertools.product(archs, ("fp16", "fp32"), (64, 128), (4, 8)):
         for aligned, n in ((True, sizes[0]), (True, sizes[1]), *((False, n) for n in sizes)):
             arguments = [pointer(type_, aligned)] * 3
             arguments += [n, Argument("fp32"), constexpr(block)]
@@ -218,7 +219,7 @@ def many():
     return (
         "many",
         [
-            add_entry(),
+            add_entry("many_add"),
             scalars_entry(),
             options_entry(),
             launches_entry("clustered", cluster=16, pdl=True, shared=100_000, threads=384),
@@ -237,7 +238,7 @@ def amd():
     """An artifact for AMD's devices alone."""
     hungry = launches_entry("hungry", "gfx942", scratch_bytes=64, scratch_align=16)
     together = launches_entry("together", "gfx942", cooperative=True)
-    return "amd", [add_entry(archs=("gfx942", "gfx1100"), choices=False), hungry, together]
+    return "amd", [add_entry("amd_add", ("gfx942", "gfx1100"), choices=False), hungry, together]
 
 
 def lay_out(folder, name, entries):
@@ -278,15 +279,23 @@ def fake_driver(folder, *flags, hip=False):
 
 def child_environment(folder):
     """The environment of a process whose driver is the fake one."""
-    paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)}
+    return {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+
+
+def sanitizer(name):
+    """The file of a sanitizer's runtime, or None where gcc has none."""
+    if not HAS["gcc"]:
+        return None
+    command = ["gcc", f"-print-file-name=lib{name}.so"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return path if Path(path).is_absolute() else None
 
 
 class Child:
     """A process with the fake driver, started when it is first used; functions run in it."""
 
-    def __init__(self, folder):
-        self._folder = folder
+    def __init__(self, folder, **environment):
+        self._environment = child_environment(folder) | environment
         self._pool = None
 
     def run(self, function, *args):
@@ -294,14 +303,8 @@ class Child:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn)
-            before = os.environ.get("LD_LIBRARY_PATH")
-            os.environ["LD_LIBRARY_PATH"] = child_environment(self._folder)["LD_LIBRARY_PATH"]
-            try:
-                self._pool.submit(int).result()  # started, with that path
-            finally:
-                os.environ.pop("LD_LIBRARY_PATH")
-                if before is not None:
-                    os.environ["LD_LIBRARY_PATH"] = before
+            with unittest.mock.patch.dict(os.environ, self._environment):
+                self._pool.submit(int).result()  # started, with that environment
         return self._pool.submit(function, *args).result(timeout=60)
 
     def close(self):
@@ -359,7 +362,7 @@ class Launch(ctypes.Structure):
         }
 
 
-def T(address, type_="fp16"):
+def at(address, type_="fp16"):
     return Pointer(address, ELEMENTS[type_])
 
 
@@ -381,6 +384,21 @@ class Library:
         self.fake.fake_use(device)
         assert self.unload() == 0
         self.fake.fake_reset()
+        # What other artifacts of this process hold.
+        self._others = self.fake.fake_live_libraries(), self._retained()
+
+    def _retained(self):
+        return [self.fake.fake_retained(device) for device in range(2)]
+
+    @property
+    def loaded(self):
+        """Libraries or modules that this artifact has loaded."""
+        return self.fake.fake_live_libraries() - self._others[0]
+
+    @property
+    def retained(self):
+        """How often this artifact retains each device's primary context."""
+        return [now - then for now, then in zip(self._retained(), self._others[1], strict=True)]
 
     @property
     def error(self):
@@ -400,7 +418,8 @@ class Library:
 
     def call(self, kernel, *args, warps=4, stages=3, grid=(2, 3, 4), stream=0x5151):
         """A call; plain integers are 64-bit ones, and floats doubles."""
-        given = [c_int64(a) if type(a) is int else c_double(a) if type(a) is float else a for a in args]
+        types = {int: c_int64, float: c_double}
+        given = [types[type(a)](a) if type(a) in types else a for a in args]
         more = [c_int32(warps), c_int32(stages), *map(c_int64, grid), c_void_p(stream)]
         return getattr(self.c, kernel)(*given, *more)
 
@@ -412,13 +431,11 @@ class Library:
         assert self.fake.fake_launches() == before + 1
         return self.fake.fake_launch(before).contents
 
-    def add(self, x=0x1000, y=0x2000, out=0x3000, n=1024, alpha=1.5, block=64, type_="fp16", **more):
-        """A call of `add_kernel` that succeeds."""
-        return self.ok("add_kernel", *self.add_arguments(x, y, out, n, alpha, block, type_), **more)
+    def add(self, warps=4, stages=3, **arguments):
+        """A call of the kernel of `add_entry` that succeeds."""
+        given = self.add_arguments(**arguments)
+        return self.ok(f"{self.name}_add", *given, warps=warps, stages=stages)
 
     @staticmethod
     def add_arguments(x=0x1000, y=0x2000, out=0x3000, n=1024, alpha=1.5, block=64, type_="fp16"):
-        return T(x, type_), T(y, type_), T(out, type_), n, alpha, block
-
-
-HAS = {tool: shutil.which(tool) is not None for tool in ("gcc", "g++", "clang", "nvcc", "cmake", "nm")}
+        return at(x, type_), at(y, type_), at(out, type_), n, alpha, block

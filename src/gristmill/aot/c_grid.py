@@ -1,4 +1,4 @@
-"""Grid expressions as C that checks its arithmetic: a division by zero is an error code, no signal."""
+"""Grid expressions as C that checks its arithmetic: a division by zero is a code, no signal."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def checked(expression: str, names: dict[str, str]) -> tuple[str, set[str]]:
 def _wrong(expression: str, why: str, names: dict[str, str]) -> ArtifactError:
     return ArtifactError(
         f"the grid {expression!r} cannot be written in C: {why}; a grid is made of "
-        f"{', '.join(names) or 'no names'}, whole numbers, `+ - * / %`, and `cdiv`, `min` and `max` "
-        "of two."
+        f"{', '.join(names) or 'no names'}, whole numbers, `+ - * / %`, and `cdiv`, `min` and "
+        "`max` of two."
     )
