@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import aot_c_cases as cases
+import aot_c_process
 import pytest
 
 ASAN = cases.sanitizer("asan")
@@ -77,6 +78,6 @@ def child(drivers, flags):
     """A process whose drivers are the fake ones."""
     # Python itself leaks at its end; what the artifacts hold is counted by the fake driver.
     sanitized = {"LD_PRELOAD": str(ASAN), "ASAN_OPTIONS": "detect_leaks=0"} if flags else {}
-    made = cases.Child(drivers, **sanitized)
+    made = aot_c_process.Child(drivers, **sanitized)
     yield made
     made.close()

@@ -9,7 +9,7 @@ import threading
 
 import aot_c_cases as cases
 import pytest
-from aot_c_cases import Library, at
+from aot_c_process import Library, at
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
 
