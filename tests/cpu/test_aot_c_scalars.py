@@ -1,5 +1,5 @@
-"""Numbers that artifacts in C pass: each float rounded once, to nearest with ties to even, in exactly
-the bytes of its type. In a process over the fake driver."""
+"""Numbers that artifacts in C pass: each float rounded once, to nearest with ties to even, in the
+bytes of its type. In a process over the fake driver."""
 
 from __future__ import annotations
 
