@@ -13,7 +13,7 @@ from typing import Any
 
 import gristmill
 from gristmill import settings
-from gristmill.aot import artifact, grid, tuned
+from gristmill.aot import grid, tuned, writing
 from gristmill.aot.compiler import BINARIES, TASK, Answer, Compiler
 from gristmill.aot.expand import Combination, Expansion
 from gristmill.aot.manifest import Descriptor, KernelEntry, Manifest, Slot, Usage, Variant
@@ -105,7 +105,7 @@ def build(
     expansions = [Expansion(kernel, archs) for kernel in listed]
     name = Path(out).resolve().name if name is None else name
     check_name(name, "the artifact's name")
-    place = artifact.check_place(out)
+    place = writing.check_place(out)
     with tempfile.TemporaryDirectory(prefix="gristmill-aot-") as scratch:
         made = [
             _Made(Path(scratch, str(index)), expansion)
@@ -121,7 +121,7 @@ def build(
         for one in made:
             tools.update((n, ", ".join(sorted(v))) for n, v in sorted(one.tools.items()))
         manifest = Manifest(name, tuple(entries), tools)
-        manifest = artifact.write(manifest, Path(scratch, BINARIES), place)
+        manifest = writing.write(manifest, Path(scratch, BINARIES), place)
     compiled = sum(one.compiled for one in made)
     report = BuildReport(place, manifest, failures, compiled, time.monotonic() - started)
     if failures and strict:

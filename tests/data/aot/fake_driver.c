@@ -1,5 +1,5 @@
 /* A driver that records: libcuda.so.1, or with -DFAKE_HIP libamdhip64.so. A "binary" for it is text:
-   a line `FAKE <symbol> <size of each parameter ...>` a function. Tests steer it by fake_*(). */
+   a line `FAKE <symbol> <size of each parameter ...>` a function, and `# <label>` after it. Tests steer it by fake_*(). */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stddef.h>
@@ -11,7 +11,7 @@
 enum { DEVICES = 2, MAX_LAUNCHES = 256, MAX_PARAMETERS = 64, NAMES = 64 };
 
 typedef struct launch {
-    char symbol[64];
+    char symbol[64], label[80];
     uint32_t grid[3], block[3], shared;
     uint32_t attribute_count, parameter_count;
     int32_t device;
@@ -23,7 +23,7 @@ typedef struct launch {
 } launch;
 
 typedef struct function {
-    char symbol[64];
+    char symbol[64], label[80];
     uint32_t count, sizes[MAX_PARAMETERS];
     int device, loaded, shared_limit, non_portable;
 } function;
@@ -151,6 +151,7 @@ static function *find(const char *binary, const char *symbol) {
                 found->sizes[found->count++] = size;
                 at += used;
             }
+            if (sscanf(at, "\n# %79s", found->label) != 1) found->label[0] = 0;
             return found;
         }
         line = strchr(line, '\n');
@@ -179,6 +180,7 @@ static launch *record(const function *f, const uint32_t *grid, const uint32_t *b
     made_launch = &launches[launch_count++ % MAX_LAUNCHES];
     memset(made_launch, 0, sizeof *made_launch);
     memcpy(made_launch->symbol, f->symbol, sizeof f->symbol);
+    memcpy(made_launch->label, f->label, sizeof f->label);
     memcpy(made_launch->grid, grid, sizeof made_launch->grid);
     memcpy(made_launch->block, block, sizeof made_launch->block);
     made_launch->shared = shared;
