@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import aot_c_cases as cases
 import aot_c_process
+import aot_module_process
 import pytest
 
 ASAN = cases.sanitizer("asan")
@@ -81,3 +82,9 @@ def child(drivers, flags):
     made = aot_c_process.Child(drivers, **sanitized)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def tensors(tmp_path_factory):
+    """The module of tensors that say that they are on a GPU."""
+    return aot_module_process.device_tensors(tmp_path_factory.mktemp("tensors"))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gristmill.aot.building import BuildReport, Failure, build
     from gristmill.aot.expand import MissingFallbackWarning, View
     from gristmill.aot.kernel import Kernel
+    from gristmill.aot.loading import LoadedArtifact, load
     from gristmill.aot.manifest import Manifest
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
@@ -22,6 +23,7 @@ _HOMES = {
     "building": ("BuildReport", "Failure", "build"),
     "expand": ("MissingFallbackWarning", "View"),
     "kernel": ("Kernel",),
+    "loading": ("LoadedArtifact", "load"),
     "manifest": ("Manifest",),
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
@@ -36,6 +38,7 @@ __all__ = [
     "Float",
     "Int",
     "Kernel",
+    "LoadedArtifact",
     "Manifest",
     "MissingFallbackWarning",
     "Ptr",
@@ -43,6 +46,7 @@ __all__ = [
     "View",
     "build",
     "damaged_files",
+    "load",
     "read_manifest",
     "select",
 ]
