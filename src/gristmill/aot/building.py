@@ -25,6 +25,7 @@ from gristmill.aot.specification import Specification, check_name
 from gristmill.core.target import compile_target
 from gristmill.errors import CompileError, IncompleteBuildError, InvalidInputError
 from gristmill.record import record
+from gristmill.tuners.arguments import CannotTravelError
 from gristmill.tuners.travel import pack, source_digest
 from gristmill.tuning.progress import counted
 
@@ -169,7 +170,14 @@ class _Made:
         names = [*integers, "num_warps", "num_stages", "num_ctas"]
         self._grid = tuple(grid.to_c(text, names) for text in kernel.grid_text)
         self._choices = tuned.rows(kernel, parameters, expansion.combinations)
-        self._task = {"function": pack(kernel.fn)}
+        try:
+            self._task = {"function": pack(kernel.fn)}
+            self._source = source_digest(kernel.fn)
+        except CannotTravelError as error:
+            raise InvalidInputError(
+                f"the kernel {kernel.name} cannot be compiled in another process: {error}. Put it "
+                "into a module that can be imported."
+            ) from error
 
     def entry(self, compiler: Compiler, archs: Sequence[str]) -> KernelEntry:
         """Compile, and say what came of it."""
@@ -192,7 +200,7 @@ class _Made:
             tuple(kernel.variables.items()),
             self.expansion.parameters,
             tuple(variants),
-            source_digest(kernel.fn),
+            self._source,
             self._grid,
             self._choices,
         )
