@@ -1,17 +1,13 @@
-"""What the tests of artifacts in C share: manifests made by hand, whose binaries are text for the fake
-driver of tests/data/aot; compiling; and calls from a process that loads that driver."""
+"""What the tests of artifacts in C share: manifests made by hand, whose binaries are text for the
+fake driver of tests/data/aot; and compilers."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import ctypes
 import hashlib
 import itertools
-import multiprocessing
 import os
 import shutil
 import subprocess
-from ctypes import c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from gristmill.aot.c_artifact import write
@@ -26,7 +22,6 @@ from gristmill.aot.manifest import (
     Usage,
     Variant,
 )
-from gristmill.native import ELEMENTS
 
 DATA = Path(__file__).parents[1] / "data" / "aot"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -34,7 +29,8 @@ SIZES = {"pointer": 8, "i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "map": 12
 SIZES |= {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
 SCRATCH = (Slot("global_scratch", "pointer", 8), Slot("profile_scratch", "pointer", 8))
 NO_USAGE = Usage(None, None, 0, 0)
-NAN = float("nan")
+TOOLS = ("gcc", "g++", "clang", "nvcc", "cmake", "nm", "pkg-config")
+HAS = {tool: shutil.which(tool) is not None for tool in TOOLS}
 
 
 def slots_of(parameters, arguments):
@@ -58,9 +54,9 @@ def variant(entry_name, parameters, arch, types, arguments, **more):
     slots = more.pop("slots", None) or slots_of(parameters, arguments)
     shared = more.pop("shared", 0)
     scratch_align = more.pop("scratch_align", 1)
-    line = f"FAKE {entry_name} {' '.join(str(slot.size) for slot in slots)}\n"
-    rest = f"{arch} {types} {arguments} {more}\n\0"
-    binary = (line + rest).encode()
+    label = hashlib.sha256(f"{arch} {types} {arguments} {more}".encode()).hexdigest()
+    sizes = " ".join(str(slot.size) for slot in slots)
+    binary = f"FAKE {entry_name} {sizes}\n# {label}\n\0".encode()
     options = {"num_warps": 4, "num_stages": 3, "threads": 128, "cluster": 1} | more
     options = {"cooperative": False, "pdl": False, "scratch_bytes": 0} | options
     made = Variant(
@@ -89,7 +85,7 @@ def constexpr(value):
 ONE, NULL = constexpr(1), constexpr(None)
 
 
-def add_entry(name="add_kernel", archs=("sm_80", "sm_90"), choices=True):
+def add_entry(name, archs=("sm_80", "sm_90"), choices=True):
     """x, y, out of type T; n divisible by 16 and 32 bits, one, 32 bits, or any; alpha; BLOCK."""
     parameters = (
         Parameter("x", "pointer", "T"),
@@ -101,9 +97,7 @@ def add_entry(name="add_kernel", archs=("sm_80", "sm_90"), choices=True):
     )
     sizes = (Argument("i32", True), ONE, Argument("i32"), Argument("i64"))
     made = []
-    for arch, type_, block, warps in itertools.product(
-        archs, ("fp16", "fp32"), (64, 128), (4, 8)
-    ):
+    for arch, type_, block, warps in itertools.product(archs, ("fp16", "fp32"), (64, 128), (4, 8)):
         for aligned, n in ((True, sizes[0]), (True, sizes[1]), *((False, n) for n in sizes)):
             arguments = [pointer(type_, aligned)] * 3
             arguments += [n, Argument("fp32"), constexpr(block)]
@@ -218,7 +212,7 @@ def many():
     return (
         "many",
         [
-            add_entry(),
+            add_entry("many_add"),
             scalars_entry(),
             options_entry(),
             launches_entry("clustered", cluster=16, pdl=True, shared=100_000, threads=384),
@@ -237,7 +231,7 @@ def amd():
     """An artifact for AMD's devices alone."""
     hungry = launches_entry("hungry", "gfx942", scratch_bytes=64, scratch_align=16)
     together = launches_entry("together", "gfx942", cooperative=True)
-    return "amd", [add_entry(archs=("gfx942", "gfx1100"), choices=False), hungry, together]
+    return "amd", [add_entry("amd_add", ("gfx942", "gfx1100"), choices=False), hungry, together]
 
 
 def lay_out(folder, name, entries):
@@ -278,147 +272,13 @@ def fake_driver(folder, *flags, hip=False):
 
 def child_environment(folder):
     """The environment of a process whose driver is the fake one."""
-    paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(paths)}
+    return {**os.environ, "LD_LIBRARY_PATH": str(folder)}
 
 
-class Child:
-    """A process with the fake driver, started when it is first used; functions run in it."""
-
-    def __init__(self, folder):
-        self._folder = folder
-        self._pool = None
-
-    def run(self, function, *args):
-        """`function(*args)` there: a function of a module, as it is found by name."""
-        if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn)
-            before = os.environ.get("LD_LIBRARY_PATH")
-            os.environ["LD_LIBRARY_PATH"] = child_environment(self._folder)["LD_LIBRARY_PATH"]
-            try:
-                self._pool.submit(int).result()  # started, with that path
-            finally:
-                os.environ.pop("LD_LIBRARY_PATH")
-                if before is not None:
-                    os.environ["LD_LIBRARY_PATH"] = before
-        return self._pool.submit(function, *args).result(timeout=60)
-
-    def close(self):
-        if self._pool is not None:
-            self._pool.shutdown()
-
-
-# ------------------------------------------------------------------------- in that process
-
-
-class Pointer(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("dtype", c_int32)]
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("dtype", c_int32),
-        ("shape", c_void_p),
-        ("strides", c_void_p),
-    ]
-
-
-class Number(ctypes.Structure):
-    _fields_ = [("value", c_double), ("dtype", c_int32)]
-
-
-class Launch(ctypes.Structure):
-    _fields_ = [
-        ("symbol", ctypes.c_char * 64),
-        ("grid", c_uint32 * 3),
-        ("block", c_uint32 * 3),
-        ("shared", c_uint32),
-        ("attribute_count", c_uint32),
-        ("parameter_count", c_uint32),
-        ("device", c_int32),
-        ("stream", c_uint64),
-        ("attribute_ids", c_int32 * 8),
-        ("attribute_values", c_uint32 * 3 * 8),
-        ("sizes", c_uint32 * 64),
-        ("bytes", ctypes.c_ubyte * 128 * 64),
-    ]
-
-    @property
-    def parameters(self):
-        """The bytes of each parameter."""
-        return [bytes(self.bytes[i][: self.sizes[i]]) for i in range(self.parameter_count)]
-
-    @property
-    def attributes(self):
-        """Values of launch attributes by their CUDA numbers."""
-        return {
-            self.attribute_ids[i]: tuple(self.attribute_values[i])
-            for i in range(self.attribute_count)
-        }
-
-
-def T(address, type_="fp16"):
-    return Pointer(address, ELEMENTS[type_])
-
-
-class Library:
-    """An artifact in a process, over a fake driver that is as new, on device 0."""
-
-    def __init__(self, path, name, device=0, driver="libcuda.so.1"):
-        self.name = name
-        self.fake = ctypes.CDLL(driver)
-        self.fake.fake_last_size.restype = c_uint64
-        self.fake.fake_last_map_address.restype = c_uint64
-        self.fake.fake_last_map.restype = c_void_p
-        self.fake.fake_launch.restype = ctypes.POINTER(Launch)
-        self.fake.fake_launch_size.restype = ctypes.c_size_t
-        assert self.fake.fake_launch_size() == ctypes.sizeof(Launch)
-        self.c = ctypes.CDLL(str(path))
-        getattr(self.c, f"{name}_last_error").restype = ctypes.c_char_p
-        self.fake.fake_reset()
-        self.fake.fake_use(device)
-        assert self.unload() == 0
-        self.fake.fake_reset()
-
-    @property
-    def error(self):
-        return getattr(self.c, f"{self.name}_last_error")().decode()
-
-    def unload(self):
-        return getattr(self.c, f"{self.name}_unload")()
-
-    def preload(self, device=-1):
-        return getattr(self.c, f"{self.name}_preload")(device)
-
-    def calls(self, function):
-        return self.fake.fake_calls(function.encode())
-
-    def fail(self, function, code=999, skip=0, times=1):
-        self.fake.fake_fail(function.encode(), code, skip, times)
-
-    def call(self, kernel, *args, warps=4, stages=3, grid=(2, 3, 4), stream=0x5151):
-        """A call; plain integers are 64-bit ones, and floats doubles."""
-        given = [c_int64(a) if type(a) is int else c_double(a) if type(a) is float else a for a in args]
-        more = [c_int32(warps), c_int32(stages), *map(c_int64, grid), c_void_p(stream)]
-        return getattr(self.c, kernel)(*given, *more)
-
-    def ok(self, kernel, *args, **more):
-        """A call that succeeds; returns what the driver was asked for."""
-        before = self.fake.fake_launches()
-        status = self.call(kernel, *args, **more)
-        assert status == 0, self.error
-        assert self.fake.fake_launches() == before + 1
-        return self.fake.fake_launch(before).contents
-
-    def add(self, x=0x1000, y=0x2000, out=0x3000, n=1024, alpha=1.5, block=64, type_="fp16", **more):
-        """A call of `add_kernel` that succeeds."""
-        return self.ok("add_kernel", *self.add_arguments(x, y, out, n, alpha, block, type_), **more)
-
-    @staticmethod
-    def add_arguments(x=0x1000, y=0x2000, out=0x3000, n=1024, alpha=1.5, block=64, type_="fp16"):
-        return T(x, type_), T(y, type_), T(out, type_), n, alpha, block
-
-
-HAS = {tool: shutil.which(tool) is not None for tool in ("gcc", "g++", "clang", "nvcc", "cmake", "nm")}
+def sanitizer(name):
+    """The file of a sanitizer's runtime, or None where gcc has none."""
+    if not HAS["gcc"]:
+        return None
+    command = ["gcc", f"-print-file-name=lib{name}.so"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return path if Path(path).is_absolute() else None

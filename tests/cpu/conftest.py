@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import aot_c_cases as cases
+import aot_c_process
 import pytest
+
+ASAN = cases.sanitizer("asan")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "plain",
+        pytest.param("sanitized", marks=pytest.mark.skipif(not ASAN, reason="gcc has no ASan")),
+    ],
+)
+def flags(request):
+    """Flags to compile artifacts with: none, or those of gcc's sanitizers."""
+    return SANITIZED if request.param == "sanitized" else ()
 
 
 @pytest.fixture(scope="session")
@@ -15,31 +31,53 @@ def drivers(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def artifact(tmp_path_factory):
-    """The folder of the artifact `many`."""
-    folder = tmp_path_factory.mktemp("many")
-    cases.lay_out(folder, *cases.many())
+def _laid_out(tmp_path_factory, name, entries):
+    folder = tmp_path_factory.mktemp(name)
+    cases.lay_out(folder, name, entries)
     return folder
 
 
 @pytest.fixture(scope="session")
-def library(artifact):
+def many(tmp_path_factory):
+    """The folder of an artifact with a kernel of each sort."""
+    return _laid_out(tmp_path_factory, *cases.many())
+
+
+@pytest.fixture(scope="session")
+def amd(tmp_path_factory):
+    """The folder of an artifact for AMD's devices."""
+    return _laid_out(tmp_path_factory, *cases.amd())
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """The folder of an artifact of one kernel, for two architectures."""
+    return _laid_out(tmp_path_factory, "pair", [cases.add_entry("pair_add")])
+
+
+@pytest.fixture(scope="session")
+def library(many, flags):
     """The artifact `many` as a shared library."""
-    return cases.shared_library(artifact, "many")
+    return cases.shared_library(many, "many", *flags)
 
 
 @pytest.fixture(scope="session")
-def amd_library(tmp_path_factory):
-    """An artifact for AMD's devices as a shared library."""
-    folder = tmp_path_factory.mktemp("amd")
-    cases.lay_out(folder, *cases.amd())
-    return cases.shared_library(folder, "amd")
+def amd_library(amd, flags):
+    """The artifact `amd` as a shared library."""
+    return cases.shared_library(amd, "amd", *flags)
 
 
 @pytest.fixture(scope="session")
-def child(drivers):
+def pair_library(pair, flags):
+    """The artifact `pair` as a shared library."""
+    return cases.shared_library(pair, "pair", *flags)
+
+
+@pytest.fixture(scope="session")
+def child(drivers, flags):
     """A process whose drivers are the fake ones."""
-    made = cases.Child(drivers)
+    # Python itself leaks at its end; what the artifacts hold is counted by the fake driver.
+    sanitized = {"LD_PRELOAD": str(ASAN), "ASAN_OPTIONS": "detect_leaks=0"} if flags else {}
+    made = aot_c_process.Child(drivers, **sanitized)
     yield made
     made.close()

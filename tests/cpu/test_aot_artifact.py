@@ -9,7 +9,7 @@ import pytest
 
 from aot_cases import add_kernel, entry
 from gristmill import aot
-from gristmill.aot import artifact
+from gristmill.aot import writing
 from gristmill.aot.manifest import MANIFEST_FILE, Manifest, Slot
 from gristmill.aot.manifest_json import from_text, to_text
 from gristmill.errors import ArtifactError
@@ -24,7 +24,7 @@ def empty(place, **changes):
     """An artifact without kernels, put to its place."""
     source = place.parent / "binaries"
     source.mkdir(exist_ok=True)
-    return artifact.write(Manifest("empty", (), changes), source, artifact.check_place(place))
+    return writing.write(Manifest("empty", (), changes), source, writing.check_place(place))
 
 
 def test_an_artifact_replaces_another(tmp_path):
@@ -49,9 +49,9 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot be written to .*file/a: "):
-        artifact.check_place(tmp_path / "file" / "a")
+        writing.check_place(tmp_path / "file" / "a")
     with pytest.raises(ArtifactError, match="cannot be written to /proc/a"):
-        artifact.check_place("/proc/a")
+        writing.check_place("/proc/a")
 
 
 def test_what_was_there_comes_back_where_replacing_it_fails(tmp_path, monkeypatch):

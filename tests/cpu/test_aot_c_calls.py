@@ -1,4 +1,4 @@
-"""Artifacts in C: which variant a call is served by, the exact bytes of its arguments, and what a call
+"""Artifacts in C: which variant serves a call, the exact bytes of its arguments, and what a call
 that cannot be served says. In a process over the fake driver."""
 
 from __future__ import annotations
@@ -7,12 +7,10 @@ import ctypes
 import itertools
 import math
 import struct
-from fractions import Fraction
 
 import aot_c_cases as cases
-import numpy as np
 import pytest
-from aot_c_cases import NAN, Library, Number, T, Tensor
+from aot_c_process import Library, Tensor, at
 
 from gristmill.native import ELEMENTS
 
@@ -32,7 +30,7 @@ def pointers(*addresses):
 def arguments_in_order(path):
     lib = Library(path, "many")
     launch = lib.add(n=32, alpha=0.1)
-    assert launch.symbol == b"add_kernel"
+    assert launch.symbol == b"many_add"
     assert list(launch.grid) == [2, 3, 4]
     assert list(launch.block) == [128, 1, 1]
     assert (launch.shared, launch.stream, launch.device) == (0, 0x5151, 0)
@@ -97,95 +95,16 @@ def test_types_constexprs_and_warps_select(child, library):
     assert child.run(selected, library, calls * 2) == [1] * 8 + [0] * 8
 
 
-def floats(path, values):
-    lib = Library(path, "many")
-    found = []
-    for value in values:
-        number = Number(value, ELEMENTS["fp16"])
-        launch = lib.ok("scalars", value, value, value, value, number, 5, -7, 2**32 - 1)
-        found.append(launch.parameters[:5])
-        flag, i8, u32 = b"\1", struct.pack("<b", -7), struct.pack("<I", 2**32 - 1)
-        assert launch.parameters[5:] == [flag, i8, u32, *SCRATCH]
-    wide = Number(0.1, ELEMENTS["fp64"])
-    launch = lib.ok("scalars", 0.0, 0.0, 0.0, 0.0, wide, 0, 0, 0)
-    assert launch.parameters[4:6] == [struct.pack("<d", 0.1), b"\0"]
-    return found
-
-
-def halfway(exponents, mantissa_bits):
-    """Ties, their neighbours and powers of two, at the given exponents."""
-    for exponent in exponents:
-        for mantissa in (0, 1, 2, 3, (1 << mantissa_bits) - 2, (1 << mantissa_bits) - 1):
-            tie = math.ldexp(1 + (mantissa + 0.5) / (1 << mantissa_bits), exponent)
-            yield from (tie, -tie, math.nextafter(tie, 0), math.nextafter(tie, math.inf))
-            yield math.ldexp(1 + mantissa / (1 << mantissa_bits), exponent)
-
-
-def test_floats_are_rounded_once_to_nearest_even(child, library):
-    generator = np.random.default_rng(7)
-    values = [0.0, -0.0, math.inf, -math.inf, 65504.0, 65519.99, 65520.0, 1e300, 5e-324, 3.4028236e38]
-    values += [math.ldexp(k + 0.5, -24) for k in range(5)]  # ties of fp16's subnormals
-    values += [math.ldexp(k + 0.5, -133) for k in range(5)]  # and of bf16's
-    values += [math.ldexp(1, -25), math.nextafter(math.ldexp(1, -25), 1), math.ldexp(1, -134)]
-    values += [*halfway((-14, -15, 0, 3, 15), 10), *halfway((-126, -127, 0, 3, 127), 7)]
-    bits = generator.integers(0, 2**64, 200, dtype=np.uint64).view(np.float64)
-    values += [float(v) for v in bits if not math.isnan(v)]
-    values += [float(v) for v in generator.standard_normal(200) * 10.0 ** generator.integers(-9, 6, 200)]
-    with np.errstate(over="ignore", under="ignore"):
-        halves = [np.float64(v).astype(np.float16).tobytes() for v in values]
-        singles = [np.float64(v).astype(np.float32).tobytes() for v in values]
-    for value, half, single, passed in zip(
-        values, halves, singles, child.run(floats, library, values), strict=True
-    ):
-        bf16 = nearest_bf16(value)
-        assert passed == [half, bf16, single, struct.pack("<d", value), half], value.hex()
-
-
-def nearest_bf16(value):
-    """By the definition: of the neighbours the nearest one, the even one if it is a tie.
-
-    torch's own conversion rounds twice, through float32.
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        code = int(np.float64(value).astype(np.float32).view(np.uint32)) >> 16
-    sign, magnitude = code & 0x8000, code & 0x7FFF
-    exact = abs(value)
-    if math.isinf(exact):
-        return struct.pack("<H", sign | 0x7F80)
-
-    def worth(code):  # what lies past the largest number stands for infinity
-        exponent, mantissa = code >> 7, code & 127
-        return math.ldexp(mantissa, -133) if not exponent else math.ldexp(128 + mantissa, exponent - 134)
-
-    near = [c for c in (magnitude - 1, magnitude, magnitude + 1) if 0 <= c <= 0x7F80]
-    best = min(near, key=lambda c: (abs(Fraction(worth(c)) - Fraction(exact)), c & 1))
-    return struct.pack("<H", sign | best)
-
-
-def test_nan_stays_nan(child, library):
-    (passed,) = child.run(floats, library, [NAN])
-    half, bf16, single, double, number = passed
-    assert math.isnan(struct.unpack("<e", half)[0])
-    assert half == number
-    code = struct.unpack("<H", bf16)[0]
-    assert code & 0x7F80 == 0x7F80
-    assert code & 0x7F
-    assert math.isnan(struct.unpack("<f", single)[0])
-    assert math.isnan(struct.unpack("<d", double)[0])
-
-
 MODE = b'a "quoted" ??/ mode'
 CHOSEN = (3, 1, 0.5, ctypes.c_char_p(MODE), ctypes.c_int32(ELEMENTS["bf16"]))
-NONE = (-(2**63), -(2**63), NAN, ctypes.c_char_p(None), ctypes.c_int32(0))
+NONE = (-(2**63), 0, math.nan, ctypes.c_char_p(None), ctypes.c_int32(0))
 
 
 def constexprs(path):
     lib = Library(path, "many")
+    null = ctypes.c_void_p(None)
     for values in (CHOSEN, NONE):
-        if values is NONE:
-            values = (values[0], 0, *values[2:])
-        at, null = ctypes.c_void_p(0x10), ctypes.c_void_p(None)
-        assert len(lib.ok("options", at, *values, 7).parameters) == 4
+        assert len(lib.ok("options", ctypes.c_void_p(0x10), *values, 7).parameters) == 4
         launch = lib.ok("options", ctypes.c_void_p(0x11), *values, 7)
         assert launch.parameters[0] == struct.pack("<Q", 0x11)
         launch = lib.ok("options", null, *values, 7)  # compiled without the pointer
@@ -214,10 +133,10 @@ def missing(path):
 
     def message(expected=NO_SPECIALISATION, warps=4, stages=3, **arguments):
         args = lib.add_arguments(**arguments)
-        assert lib.call("add_kernel", *args, warps=warps, stages=stages) == expected
+        assert lib.call("many_add", *args, warps=warps, stages=stages) == expected
         return lib.error
 
-    start = "add_kernel: no specialisation for this call. The nearest (sm_90, T="
+    start = "many_add: no specialisation for this call. The nearest (sm_90, T="
     text = message(type_="bf16")
     assert text.startswith(start)
     assert text.endswith("needs `T` to be fp16; it is bf16")
@@ -228,9 +147,9 @@ def missing(path):
         "T=fp16, BLOCK=64, num_warps=4, num_stages=3) needs `num_warps` to be 4; it is 16"
     )
     assert message(stages=2).endswith("needs `num_stages` to be 3; it is 2")
-    args = (T(0, "fp16"), T(16, "fp32"), T(16, "fp16"), 16, 1.0, 64)
-    assert lib.call("add_kernel", *args) == INVALID
-    assert lib.error.startswith("add_kernel: `y` has type fp32 (code 12)")
+    args = (at(0, "fp16"), at(16, "fp32"), at(16, "fp16"), 16, 1.0, 64)
+    assert lib.call("many_add", *args) == INVALID
+    assert lib.error.startswith("many_add: `y` has type fp32 (code 12)")
     assert lib.error.endswith("must be fp16")
     wide = [3] * 39
     assert lib.call("wide", *wide, 2**31) == NO_SPECIALISATION
@@ -258,8 +177,8 @@ def test_more_than_64_conditions(child, library):
 
 def null_pointers(path):
     lib = Library(path, "many")
-    args = (T(0, "none"), T(0x2000), T(0x3000), 32, 1.0, 64)  # the others say the type
-    assert lib.ok("add_kernel", *args).parameters[0] == b"\0" * 8
+    args = (at(0, "none"), at(0x2000), at(0x3000), 32, 1.0, 64)  # the others say the type
+    assert lib.ok("many_add", *args).parameters[0] == b"\0" * 8
     assert lib.add(x=0, y=0, out=0).parameters[:3] == [b"\0" * 8] * 3  # an empty tensor
 
 
@@ -270,8 +189,8 @@ def test_null_is_an_address_where_it_is_no_option(child, library):
 def tuned(path):
     lib = Library(path, "many")
     for n, block in ((1000, 64), (1001, 128), (5000, 128)):
-        status = lib.c.add_kernel_tuned(
-            *(T(0x1000), T(0x1000), T(0x1000)), ctypes.c_int64(n), ctypes.c_double(1.0), None
+        status = lib.c.many_add_tuned(
+            *(at(0x1000), at(0x1000), at(0x1000)), ctypes.c_int64(n), ctypes.c_double(1.0), None
         )
         assert status == 0, lib.error
         launch = lib.fake.fake_launch(lib.fake.fake_launches() - 1).contents
@@ -283,8 +202,8 @@ def tuned(path):
     assert lib.add(n=999, type_="fp32", warps=0, stages=0).block[0] == 128  # no choice: the first
     lib.fake.fake_use(1)  # choices were measured elsewhere
     assert lib.add(n=999, warps=0, stages=0).block[0] == 128
-    args = (T(16), T(16), T(16), ctypes.c_int64(9), ctypes.c_double(1.0), None)
-    assert lib.c.add_kernel_tuned(*args) == NO_SPECIALISATION
+    args = (at(16), at(16), at(16), ctypes.c_int64(9), ctypes.c_double(1.0), None)
+    assert lib.c.many_add_tuned(*args) == NO_SPECIALISATION
     assert "no tuned choice is for this call on sm_80" in lib.error
 
 
@@ -321,13 +240,13 @@ def empty_and_bad_grids(path):
     lib = Library(path, "many")
     args = lib.add_arguments()
     for grid in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (0, 0, 0)):
-        assert lib.call("add_kernel", *args, grid=grid) == 0
+        assert lib.call("many_add", *args, grid=grid) == 0
     assert lib.calls("cuLaunchKernelEx") == 0
     for grid in ((-1, 1, 1), (1, -1, 1), (0, 0, -1), (2**31, 1, 1), (1, 65536, 1), (1, 1, 65536)):
-        assert lib.call("add_kernel", *args, grid=grid) == INVALID
+        assert lib.call("many_add", *args, grid=grid) == INVALID
         assert f"the grid is {grid}" in lib.error
     largest = (2**31 - 1, 65535, 65535)
-    assert list(lib.ok("add_kernel", *args, grid=largest).grid) == list(largest)
+    assert list(lib.ok("many_add", *args, grid=largest).grid) == list(largest)
     assert lib.call("clustered", ctypes.c_void_p(16), grid=(2**28, 1, 1)) == INVALID
     assert "16-block clusters" in lib.error
 
@@ -358,7 +277,12 @@ def tensors(path):
     assert list(made.strides)[:1] == [176]
     assert (list(made.box)[:2], list(made.steps)[:2]) == ([32, 64], [1, 1])
     assert lib.fake.fake_last_map_address() == 0x10000
-    extents = [struct.pack("<i", 100), struct.pack("<i", 80), struct.pack("<q", 88), struct.pack("<q", 1)]
+    extents = [
+        struct.pack("<i", 100),
+        struct.pack("<i", 80),
+        struct.pack("<q", 88),
+        struct.pack("<q", 1),
+    ]
     rest = [struct.pack("<i", 9), *SCRATCH]
     encoded = struct.pack("<Q", 0x10000) + b"\xa5" * 120
     assert launch.parameters == [encoded, *extents, *rest]

@@ -1,21 +1,19 @@
-"""Artifacts in C and the driver: loading once a place, failures of every call of it, launch attributes,
-scratch memory, contexts and devices. In a process over the fake driver."""
+"""Artifacts in C and the driver: loading once a place, failures of every call of it, launch
+attributes, scratch memory, contexts and devices. In a process over the fake driver."""
 
 from __future__ import annotations
 
 import ctypes
 import struct
-import subprocess
-import sys
 import threading
 
 import aot_c_cases as cases
 import pytest
-from aot_c_cases import Library, T
+from aot_c_process import Library, at
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
 
-INVALID, NO_SPECIALISATION, NO_ARCHITECTURE, NO_DRIVER, DRIVER, MEMORY = range(1, 7)
+INVALID, NO_SPECIALISATION, NO_ARCHITECTURE, _, DRIVER, MEMORY = range(1, 7)
 P = ctypes.c_void_p
 
 
@@ -30,14 +28,16 @@ def failures(path, hungry, functions):
             call = function.removesuffix("_v2")
             assert f"{hungry}: {call} failed with error {code} CUDA_ERROR_" in lib.error
             assert lib.error.endswith("said by the fake driver") or "shared memory" in lib.error
-            assert (lib.calls("cuLaunchKernelEx") > 0) == (function.startswith(("cuLaunch", "cuMemF")))
+            assert (lib.calls("cuLaunchKernelEx") > 0) == (
+                function.startswith(("cuLaunch", "cuMemF"))
+            )
             alive = lib.fake.fake_live_allocations()
             assert alive == (1 if function == "cuMemFreeAsync" else 0)  # it could not be freed
             if alive:
                 lib.fake.cuMemFreeAsync(ctypes.c_uint64(0x7F0000000100), None)
             lib.ok(hungry, P(256))
             assert lib.unload() == 0
-            assert lib.fake.fake_live_libraries() == 0
+            assert lib.loaded == 0
             assert lib.fake.fake_live_allocations() == 0
 
 
@@ -52,7 +52,12 @@ def test_a_failure_of_the_driver_is_a_code_and_the_next_call_works(child, librar
 
 
 def failures_of_preload_and_unload(path):
-    for function in ("cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", *LOADING[:-1]):
+    for function in (
+        "cuDeviceGet",
+        "cuDevicePrimaryCtxRetain",
+        "cuCtxPushCurrent_v2",
+        *LOADING[:-1],
+    ):
         lib = Library(path, "many")
         # Whose context is current is asked first, and not knowing is no failure.
         lib.fail(function, skip=function == "cuCtxGetDevice")
@@ -61,8 +66,8 @@ def failures_of_preload_and_unload(path):
         assert lib.fake.fake_current() == 0  # whatever happens, the caller's context stays
         assert lib.preload(1) == 0, lib.error
         assert lib.unload() == 0
-        assert [lib.fake.fake_retained(i) for i in range(2)] == [0, 0]
-        assert lib.fake.fake_live_libraries() == 0
+        assert lib.retained == [0, 0]
+        assert lib.loaded == 0
     lib = Library(path, "many")
     lib.add()
     lib.ok("together", P(16))
@@ -98,7 +103,7 @@ def preload_then_call(path):
     loads = lib.calls("cuLibraryLoadData")
     gets = lib.calls("cuKernelGetFunction")
     assert loads == gets == 2 * 48  # architectures; types, blocks, warps and six classes
-    assert lib.fake.fake_retained(1) == 1
+    assert lib.retained[1] == 1
     for device in (0, 1):
         lib.fake.fake_use(device)
         for n in (1, 16, 17, 2**31):
@@ -108,22 +113,14 @@ def preload_then_call(path):
     assert lib.preload() == 0
     assert lib.calls("cuKernelGetFunction") == gets
     assert lib.unload() == 0
-    assert lib.fake.fake_live_libraries() == 0
-    assert lib.fake.fake_retained(1) == 0
+    assert lib.loaded == 0
+    assert lib.retained[1] == 0
     lib.fake.fake_use(0)
     lib.add()  # it loads again
 
 
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory):
-    """An artifact with a kernel that runs everywhere, as a shared library."""
-    folder = tmp_path_factory.mktemp("pair")
-    cases.lay_out(folder, "pair", [cases.add_entry()])
-    return cases.shared_library(folder, "pair")
-
-
-def test_after_a_preload_no_call_loads(child, pair):
-    child.run(preload_then_call, pair)
+def test_after_a_preload_no_call_loads(child, pair_library):
+    child.run(preload_then_call, pair_library)
 
 
 def places(path):
@@ -143,9 +140,9 @@ def places(path):
     thread.start()  # it has no context: device 0's primary one, as from CUDA's runtime
     thread.join()
     assert found == [0]
-    assert lib.fake.fake_retained(0) == 1
+    assert lib.retained[0] == 1
     assert lib.unload() == 0
-    assert lib.fake.fake_retained(0) == 0
+    assert lib.retained[0] == 0
 
 
 def test_the_calling_threads_context_decides(child, library):
@@ -169,9 +166,9 @@ def check_architecture(lib, capability, runs):
     if runs:
         lib.add()
         return
-    assert lib.call("add_kernel", *lib.add_arguments()) == NO_ARCHITECTURE
+    assert lib.call("many_add", *lib.add_arguments()) == NO_ARCHITECTURE
     assert lib.error == (
-        f"add_kernel: device 1 is sm_{capability}; the artifact has binaries for sm_80, sm_90. "
+        f"many_add: device 1 is sm_{capability}; the artifact has binaries for sm_80, sm_90. "
         f"Build it for sm_{capability}."
     )
     assert lib.preload() == NO_ARCHITECTURE
@@ -267,7 +264,7 @@ def test_scratch_memory_is_stream_ordered_or_the_callers(child, library):
 
 def errors_are_a_threads_own(path):
     lib = Library(path, "many")
-    assert lib.call("add_kernel", *lib.add_arguments(block=1)) == NO_SPECIALISATION
+    assert lib.call("many_add", *lib.add_arguments(block=1)) == NO_SPECIALISATION
     said = lib.error
     found = []
     thread = threading.Thread(target=lambda: found.append(lib.error))
@@ -287,19 +284,19 @@ def on_amd(path):
     assert lib.add(n=32).device == 0
     lib.fake.fake_use(1)
     assert lib.add(n=32).device == 1
-    assert (lib.calls("hipModuleLoadData"), lib.fake.fake_live_libraries()) == (2, 2)
+    assert (lib.calls("hipModuleLoadData"), lib.loaded) == (2, 2)
     lib.fake.fake_use(0)
     launch = lib.ok("hungry", P(16), grid=(2, 1, 1))
     assert lib.fake.fake_last_size() == 128
     assert list(launch.block) == [128, 1, 1]
     assert launch.parameters[1] == struct.pack("<Q", 0x7F0000000100)
     assert lib.ok("together", P(16)).attribute_count == 1  # the cooperative call
-    assert lib.call("add_kernel", T(16), T(16), T(16), 16, 1.0, 1) == NO_SPECIALISATION
+    assert lib.call("amd_add", at(16), at(16), at(16), 16, 1.0, 1) == NO_SPECIALISATION
     assert "nearest (gfx942, T=fp16" in lib.error
     functions = ["hipGetDevicePropertiesR0600", "hipModuleLoadData", "hipModuleGetFunction"]
     for function in [*functions, "hipMallocAsync", "hipModuleLaunchKernel", "hipFreeAsync"]:
         assert lib.unload() == 0
-        assert lib.fake.fake_live_libraries() == 0
+        assert lib.loaded == 0
         lib.fail(function)
         assert lib.call("hungry", P(16)) == DRIVER
         assert f"{function.removesuffix('R0600')} failed with error 999: said by" in lib.error
@@ -319,50 +316,3 @@ def on_amd(path):
 
 def test_hip_loads_a_module_a_device(child, amd_library):
     child.run(on_amd, amd_library)
-
-
-ALONE = """
-import ctypes, sys
-library = ctypes.CDLL(sys.argv[1])
-library.pair_last_error.restype = ctypes.c_char_p
-print(library.pair_preload(-1), library.pair_last_error().decode())
-print(library.pair_preload(0))
-print(library.pair_unload())
-"""
-
-
-def test_without_a_driver_or_with_an_old_one_a_call_says_so(pair, tmp_path):
-    def run():
-        environment = cases.child_environment(tmp_path)
-        command = [sys.executable, "-S", "-c", ALONE, str(pair)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert done.stderr == ""
-        return done.stdout.splitlines()
-
-    (tmp_path / "libcuda.so.1").write_bytes(b"no library")
-    first, *rest = run()
-    assert first.startswith("4 pair_preload: the driver cannot be opened: ")
-    assert rest == ["4", "0"]
-    (tmp_path / "old.c").write_text("int cuInit(unsigned flags) { return (int)flags; }\n")
-    cases.compiled("gcc", "-shared", "-fPIC", tmp_path / "old.c", "-o", tmp_path / "libcuda.so.1")
-    first, *rest = run()
-    assert "libcuda.so.1 has no function cu" in first
-    assert "the driver is too old" in first
-    assert rest == ["4", "0"]
-
-
-BROKEN = """
-import ctypes, sys
-fake = ctypes.CDLL("libcuda.so.1")
-fake.fake_fail(b"cuInit", 100, 0, 1)
-fake.fake_use(0)
-""" + ALONE
-
-
-def test_a_driver_that_does_not_start_is_tried_again(pair, drivers):
-    command = [sys.executable, "-S", "-c", BROKEN, str(pair)]
-    environment = cases.child_environment(drivers)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    first, second, third = done.stdout.splitlines()
-    assert first.startswith("4 pair_preload: cuInit failed with error 100 CUDA_ERROR_FAKE")
-    assert (second, third) == ("0", "0")

@@ -20,7 +20,7 @@ from gristmill.aot.expand import Expansion
 from gristmill.aot.manifest import Choice
 from gristmill.aot.request import compile_arguments, request
 from gristmill.aot.signature import declared
-from gristmill.compile.executor import triton_target
+from gristmill.compile.executor import STATED_OPTIONS, triton_target
 from gristmill.core.target import compile_target
 from gristmill.errors import ArtifactError
 
@@ -116,7 +116,8 @@ def test_what_is_compiled_for_a_call_is_what_the_jit_compiles(arch):
         memory = {k: Memory(values[k], type_[1]) for k in pointers if values[k] is not None}
         bound = {**values, **memory, "BLOCK": block}
         _, specialization, _ = binder(**bound)
-        _, *theirs, attributes = fn._pack_args(backend, {}, bound, specialization, {})
+        options = dict(STATED_OPTIONS)
+        _, *theirs, attributes = fn._pack_args(backend, options, bound, specialization, {})
         said = {index: found for index, found in attributes.items() if found}
         assert compile_arguments(asked) == (*theirs, said)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import gristmill
 from gristmill import settings
-from gristmill.aot import artifact, grid, tuned
+from gristmill.aot import grid, tuned, writing
 from gristmill.aot.compiler import BINARIES, TASK, Answer, Compiler
 from gristmill.aot.expand import Combination, Expansion
 from gristmill.aot.manifest import Descriptor, KernelEntry, Manifest, Slot, Usage, Variant
@@ -25,6 +25,7 @@ from gristmill.aot.specification import Specification, check_name
 from gristmill.core.target import compile_target
 from gristmill.errors import CompileError, IncompleteBuildError, InvalidInputError
 from gristmill.record import record
+from gristmill.tuners.arguments import CannotTravelError
 from gristmill.tuners.travel import pack, source_digest
 from gristmill.tuning.progress import counted
 
@@ -105,7 +106,7 @@ def build(
     expansions = [Expansion(kernel, archs) for kernel in listed]
     name = Path(out).resolve().name if name is None else name
     check_name(name, "the artifact's name")
-    place = artifact.check_place(out)
+    place = writing.check_place(out)
     with tempfile.TemporaryDirectory(prefix="gristmill-aot-") as scratch:
         made = [
             _Made(Path(scratch, str(index)), expansion)
@@ -121,7 +122,7 @@ def build(
         for one in made:
             tools.update((n, ", ".join(sorted(v))) for n, v in sorted(one.tools.items()))
         manifest = Manifest(name, tuple(entries), tools)
-        manifest = artifact.write(manifest, Path(scratch, BINARIES), place)
+        manifest = writing.write(manifest, Path(scratch, BINARIES), place)
     compiled = sum(one.compiled for one in made)
     report = BuildReport(place, manifest, failures, compiled, time.monotonic() - started)
     if failures and strict:
@@ -169,7 +170,14 @@ class _Made:
         names = [*integers, "num_warps", "num_stages", "num_ctas"]
         self._grid = tuple(grid.to_c(text, names) for text in kernel.grid_text)
         self._choices = tuned.rows(kernel, parameters, expansion.combinations)
-        self._task = {"function": pack(kernel.fn)}
+        try:
+            self._task = {"function": pack(kernel.fn)}
+            self._source = source_digest(kernel.fn)
+        except CannotTravelError as error:
+            raise InvalidInputError(
+                f"the kernel {kernel.name} cannot be compiled in another process: {error}. Put it "
+                "into a module that can be imported."
+            ) from error
 
     def entry(self, compiler: Compiler, archs: Sequence[str]) -> KernelEntry:
         """Compile, and say what came of it."""
@@ -192,7 +200,7 @@ class _Made:
             tuple(kernel.variables.items()),
             self.expansion.parameters,
             tuple(variants),
-            source_digest(kernel.fn),
+            self._source,
             self._grid,
             self._choices,
         )

@@ -1,4 +1,4 @@
-"""The C side of an artifact: header, source, runtime, CMake and pkg-config files, from its manifest."""
+"""The C side of an artifact: header, source, runtime, CMake and pkg-config files."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def write(manifest: Manifest, folder: str | Path) -> list[str]:
         identifier(manifest.name) != manifest.name
     ):
         raise ArtifactError(
-            f"the artifact is named {manifest.name!r}; C's functions and files take their names from "
-            "it. Use ASCII letters, digits and `_`, a letter first, and no word of C or C++."
+            f"the artifact is named {manifest.name!r}; C's functions and files take their names "
+            "from it. Use ASCII letters, digits and `_`, a letter first, and no word of C or C++."
         )
     made = _render(manifest, folder)
     made |= {f"{RUNTIME}/{name}": native.header(name) for name in native.HEADERS}
@@ -255,8 +255,8 @@ def _templates() -> jinja2.Environment:
         "shown": _shown,
         "field_type": field_type,
         "field_kind": lambda field: FIELD_KINDS[field.kind],
-        "literal": lambda field, value: field_value(field, value),
-        "test": lambda field, value: field_test(field, value),
+        "literal": field_value,
+        "test": field_test,
         "needs": _needs,
         "variants": lambda kernel: [k for group in kernel.tables.groups for k in group.kernels],
     }

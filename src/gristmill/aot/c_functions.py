@@ -103,10 +103,14 @@ def kernel_view(entry: KernelEntry, tables: Tables, archs: list[str]) -> Kernel:
     if not entry.grid:
         return Kernel(entry, name, tables, launch, facts, choices=choices)
     if len(entry.grid) > 3:
-        raise ArtifactError(f"the grid of {entry.name!r} has {len(entry.grid)} dimensions, not 1-3.")
-    names = {
-        a.parameter.name: a.name for a in arguments if a.type == "int64_t"
-    } | {"num_warps": "num_warps", "num_stages": "num_stages", **_clusters(entry)}
+        raise ArtifactError(
+            f"the grid of {entry.name!r} has {len(entry.grid)} dimensions; a grid has 1 to 3."
+        )
+    names = {a.parameter.name: a.name for a in arguments if a.type == "int64_t"} | {
+        "num_warps": "num_warps",
+        "num_stages": "num_stages",
+        **_clusters(entry),
+    }
     written = [checked(expression, names) for expression in entry.grid]
     reads = set().union(*(used for _, used in written))
     grid = Function(f"{name}_grid", arguments, [*LAUNCHED, "int64_t grid[3]"], face)
@@ -142,7 +146,9 @@ def _word(tables: Tables, arguments: list[Passed], word: int) -> str:
     return "\n        | ".join(terms) or "0"
 
 
-def _choice(entry: KernelEntry, choice: Choice, tables: Tables, archs: list[str]) -> ChoiceRow | None:
+def _choice(
+    entry: KernelEntry, choice: Choice, tables: Tables, archs: list[str]
+) -> ChoiceRow | None:
     """A choice's row; None where no variant has what it chooses."""
     wanted = {
         f: choice.types[f.index] if f.kind == "variable" else choice.constexprs[f.name]
@@ -152,7 +158,9 @@ def _choice(entry: KernelEntry, choice: Choice, tables: Tables, archs: list[str]
     if choice.arch not in archs or not all(f.has(value) for f, value in wanted.items()):
         return None
     mask = sum(f.mask for f in wanted) | ((1 << ARCH_BITS) - 1) << tables.arch_shift
-    key = archs.index(choice.arch) << tables.arch_shift | sum(f.placed(v) for f, v in wanted.items())
+    key = archs.index(choice.arch) << tables.arch_shift | sum(
+        f.placed(v) for f, v in wanted.items()
+    )
     if not any(
         (group.key ^ key) & mask == 0
         and (group.num_warps, group.num_stages) == (choice.num_warps, choice.num_stages)

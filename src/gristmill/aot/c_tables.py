@@ -1,8 +1,8 @@
 """An artifact's tables: its kernels' variants as keys and masks, its binaries' functions once each.
 
 A call has a *key*, the numbers of its types and constexprs among those compiled, and *facts*, one
-bit a condition (`x` is at a multiple of 16, `n` is one, `n` fits i32). Variants of a key are tried in
-the manifest's order; the first of which every condition holds is launched.
+bit a condition (`x` is at a multiple of 16, `n` is one, `n` fits i32). Variants of a key are
+tried in the manifest's order; the first of which every condition holds is launched.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def fields_of(entry: KernelEntry) -> tuple[Field, ...]:
         shift += bits
     if shift + ARCH_BITS > 64:
         raise ArtifactError(
-            f"the types and constexprs of {entry.name!r} take {shift} bits to tell apart; a key has "
-            f"{64 - ARCH_BITS}. Fix some constexprs, or build two artifacts."
+            f"the types and constexprs of {entry.name!r} take {shift} bits to tell apart; a key "
+            f"has {64 - ARCH_BITS}. Fix some constexprs, or build two artifacts."
         )
     return tuple(found)
 
@@ -164,9 +164,7 @@ def conditions_of(parameter: Parameter, index: int, argument: Argument) -> list[
     return []
 
 
-def tables_of(
-    entry: KernelEntry, archs: list[str], kernels: dict[tuple[Any, ...], int]
-) -> Tables:
+def tables_of(entry: KernelEntry, archs: list[str], kernels: dict[tuple[Any, ...], int]) -> Tables:
     """A kernel's tables. `kernels` numbers functions of the whole artifact, and grows.
 
     Raises:
@@ -255,9 +253,13 @@ def _slot(
     source = where[slot.source]
     parameter = entry.parameters[source]
     if parameter.kind == "descriptor":
-        return _tensor_pass(entry, variant, number), slot.index if slot.part != "map" else [
-            d.source for d in variant.descriptors
-        ].index(slot.source), source
+        return (
+            _tensor_pass(entry, variant, number),
+            slot.index
+            if slot.part != "map"
+            else [d.source for d in variant.descriptors].index(slot.source),
+            source,
+        )
     if parameter.kind == "float" and slot.type in FLOAT_PASSES:
         return FLOAT_PASSES[slot.type], 0, source
     if parameter.kind in ("pointer", "integer") and slot.size <= 8:
@@ -291,8 +293,8 @@ def _mismatch(entry: KernelEntry, variant: Variant, number: int) -> ArtifactErro
 def _map(where: dict[str, int], plan: Any) -> tuple[Any, ...]:
     if not 1 <= len(plan.block) <= MAX_RANK:
         raise ArtifactError(
-            f"the descriptor {plan.source!r} has {len(plan.block)} dimensions; the hardware takes 1 "
-            f"to {MAX_RANK}. Merge some."
+            f"the descriptor {plan.source!r} has {len(plan.block)} dimensions; the hardware takes "
+            f"1 to {MAX_RANK}. Merge some."
         )
     box = [*reversed(plan.block), *[0] * (MAX_RANK - len(plan.block))]
     return (

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ REASON_CHARS = 4000
 GRACE_S = 30.0
 AHEAD = 16  # requests that wait at the server, so that no processor does
 
-# The compile server's environment: no line numbers (they hold paths), a cache of its own, and none
-# of the switches that make Triton's compiler do something else.
+# The compile server's environment: no line numbers (they hold paths), and none of the switches that
+# make Triton's compiler do something else.
 ENVIRONMENT = {
     "TRITON_DISABLE_LINE_INFO": "1",
     "TRITON_INTERPRET": "0",
@@ -54,6 +55,8 @@ ENVIRONMENT = {
     "TRITON_KERNEL_OVERRIDE": "0",
     "TRITON_ENABLE_ASAN": "0",
     "TRITON_INSTRUMENTATION_MODE": "",
+    "TRITON_OVERRIDE_ARCH": "",
+    "PTXAS_OPTIONS": "",
     "DISABLE_PTXAS_OPT": "0",
     "MLIR_ENABLE_DUMP": "0",
     "USE_IR_LOC": "",
@@ -88,7 +91,7 @@ class Compiler:
 
     def __init__(self, scratch: Path, jobs: int, timeout_s: float) -> None:
         self._jobs, self._timeout_s = jobs, timeout_s
-        cache = {"TRITON_CACHE_DIR": str(scratch / "cache")}
+        cache = {"TRITON_CACHE_DIR": str(scratch / "cache")}  # nobody else's
         self._child = Child("gristmill.aot.compiler", {**ENVIRONMENT, **cache})
 
     def __enter__(self) -> Self:
@@ -169,8 +172,11 @@ class SpecialisationServer(Server):
         self.warm(request)
         if self._lost:
             return Answer("crash", self._lost)
+        folder = Path(request["folder"])
         try:
-            data = compile_one(self._kernel, request["request"], Path(request["folder"]))
+            # What Triton writes of a compile (0.2 MB for a GEMM) is not to pile up.
+            with tempfile.TemporaryDirectory(dir=folder) as knobs.cache.dir:
+                data = compile_one(self._kernel, request["request"], folder)
         except Exception as error:  # noqa: BLE001 - the compiler raises anything: its message
             text = str(error).strip() or type(error).__name__
             return Answer("compile_error", text[:REASON_CHARS])

@@ -11,6 +11,7 @@ import triton.language as tl
 from gristmill.aot.expand import Combination
 from gristmill.aot.manifest import Argument, Parameter
 from gristmill.aot.signature import Declared
+from gristmill.compile.executor import STATED_OPTIONS
 
 DIVISIBLE = ["tt.divisibility", 16]
 SMALL = ["tt.pointer_range", 32]
@@ -46,8 +47,7 @@ def request(
         "signature": signature,
         "constexprs": constexprs,
         "attributes": attributes,
-        # The default changes in Triton 3.10, and 3.9 warns where it is not said.
-        "options": {"enable_fp_fusion": True, **options},
+        "options": {**STATED_OPTIONS, **options},
         "parameters": [dataclasses.asdict(p) for p in parameters],  # type: ignore[arg-type]
         "arguments": [dataclasses.asdict(a) for a in one.arguments],  # type: ignore[arg-type]
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import keyword
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from triton.runtime.jit import JITFunction
 from gristmill.aot.elements import FLOATS, element_type
 from gristmill.aot.manifest import Kind, Parameter
 from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type, constexpr_values
-from gristmill.compile.executor import triton_target
+from gristmill.compile.executor import STATED_OPTIONS, triton_target
 from gristmill.core.target import Target, compile_target
 from gristmill.errors import InvalidInputError, did_you_mean
 from gristmill.record import record
@@ -56,10 +55,10 @@ def jitted(fn: Any) -> Any:
         InvalidInputError: there is none, or it is one that no C function can be made of.
     """
     kernel = base_kernel(fn)
-    if not is_jitted(kernel):
+    if not is_jitted(kernel) or type(kernel).__name__ == "GluonJITFunction":
         raise InvalidInputError(
-            f"the kernel is {fn!r}; `aot.Kernel` needs a `@triton.jit` function, decorated or not. "
-            "Decorate it."
+            f"the kernel is {fn!r}; `aot.Kernel` needs a `@triton.jit` function (not Gluon's), "
+            "decorated or not. Decorate it."
         )
     kinds = inspect.Parameter
     for parameter in inspect.signature(kernel.fn).parameters.values():
@@ -94,7 +93,8 @@ def declared(kernel: Any) -> tuple[Declared, ...]:
 @functools.lru_cache(maxsize=64)
 def option_defaults(arch: str) -> Mapping[str, Any]:
     """The compile options of an architecture and what they are when nobody says."""
-    options = make_backend(triton_target(compile_target(arch))).parse_options({})
+    backend = make_backend(triton_target(compile_target(arch)))
+    options = backend.parse_options(dict(STATED_OPTIONS))
     return {name: value for name, value in vars(options).items() if name not in NOT_OPTIONS}
 
 
@@ -158,10 +158,10 @@ def parameters_of(
             )
         found.append(_parameter(parameter, given.get(name), variables))
     for one in found:
-        if not one.name.isascii() or keyword.iskeyword(one.name):
+        if not one.name.isascii():
             raise InvalidInputError(
-                f"the parameter `{one.name}` has a name that C does not take; use ASCII letters, "
-                "digits and underscores. Rename it."
+                f"the parameter `{one.name}` of {kernel.fn.__name__} has a name that C does not "
+                "take; it needs ASCII letters, digits and underscores. Rename it."
             )
     return tuple(found)
 

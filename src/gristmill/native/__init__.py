@@ -30,7 +30,9 @@ def header(name: str) -> str:
 
 
 def _elements() -> dict[str, int]:
-    (block,) = re.findall(r"^enum gristmill_element \{(.*?)^\};", header(PUBLIC), re.M | re.S)
+    (block,) = re.findall(
+        r"^enum gristmill_element \{(.*?)^\};", header(PUBLIC), re.MULTILINE | re.DOTALL
+    )
     return {name.lower(): int(code) for name, code in re.findall(r"GRISTMILL_(\w+) = (\d+)", block)}
 
 

@@ -80,7 +80,7 @@ namespace gristmill {
 template <typename Element> struct element;
 template <typename Element> struct element<const Element> : element<Element> {};
 #define GRISTMILL_ELEMENT(type, code)                                                             \
-    template <> struct element<type> { enum : int32_t { value = code }; };
+    template <> struct element<type> { static constexpr int32_t value = code; };
 GRISTMILL_ELEMENT(bool, GRISTMILL_U1)
 GRISTMILL_ELEMENT(int8_t, GRISTMILL_I8)
 GRISTMILL_ELEMENT(int16_t, GRISTMILL_I16)

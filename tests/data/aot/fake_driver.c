@@ -1,5 +1,5 @@
 /* A driver that records: libcuda.so.1, or with -DFAKE_HIP libamdhip64.so. A "binary" for it is text:
-   a line `FAKE <symbol> <size of each parameter ...>` a function. Tests steer it by fake_*(). */
+   a line `FAKE <symbol> <size of each parameter ...>` a function, and `# <label>` after it. Tests steer it by fake_*(). */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stddef.h>
@@ -11,7 +11,7 @@
 enum { DEVICES = 2, MAX_LAUNCHES = 256, MAX_PARAMETERS = 64, NAMES = 64 };
 
 typedef struct launch {
-    char symbol[64];
+    char symbol[64], label[80];
     uint32_t grid[3], block[3], shared;
     uint32_t attribute_count, parameter_count;
     int32_t device;
@@ -23,7 +23,8 @@ typedef struct launch {
 } launch;
 
 typedef struct function {
-    char symbol[64];
+    char symbol[64], label[80];
+    struct function *next;
     uint32_t count, sizes[MAX_PARAMETERS];
     int device, loaded, shared_limit, non_portable;
 } function;
@@ -58,6 +59,12 @@ static struct {
 } last_map;
 static __thread context *current;
 static __thread int hip_device;
+
+static void hold(void) { pthread_mutex_lock(&lock); }
+static void let_loose(void) { pthread_mutex_unlock(&lock); }
+__attribute__((constructor)) static void expect_forks(void) {
+    pthread_atfork(hold, let_loose, let_loose);
+}
 
 static fault *named(const char *name) {
     int i;
@@ -151,6 +158,7 @@ static function *find(const char *binary, const char *symbol) {
                 found->sizes[found->count++] = size;
                 at += used;
             }
+            if (sscanf(at, "\n# %79s", found->label) != 1) found->label[0] = 0;
             return found;
         }
         line = strchr(line, '\n');
@@ -160,14 +168,20 @@ static function *find(const char *binary, const char *symbol) {
 }
 
 /* Functions are the process's, as the driver's are: freed at its end. */
-static function *kept[4096];
-static int kept_count;
+static function *kept;
 __attribute__((destructor)) static void let_go(void) {
-    while (kept_count) free(kept[--kept_count]);
+    while (kept) {
+        function *next = kept->next;
+        free(kept);
+        kept = next;
+    }
 }
 static function *keep(function *f) {
     pthread_mutex_lock(&lock);
-    if (f) kept[kept_count++] = f;
+    if (f) {
+        f->next = kept;
+        kept = f;
+    }
     pthread_mutex_unlock(&lock);
     return f;
 }
@@ -179,6 +193,7 @@ static launch *record(const function *f, const uint32_t *grid, const uint32_t *b
     made_launch = &launches[launch_count++ % MAX_LAUNCHES];
     memset(made_launch, 0, sizeof *made_launch);
     memcpy(made_launch->symbol, f->symbol, sizeof f->symbol);
+    memcpy(made_launch->label, f->label, sizeof f->label);
     memcpy(made_launch->grid, grid, sizeof made_launch->grid);
     memcpy(made_launch->block, block, sizeof made_launch->block);
     made_launch->shared = shared;
