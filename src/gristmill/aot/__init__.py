@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gristmill.aot.expand import MissingFallbackWarning, View
     from gristmill.aot.kernel import Kernel
     from gristmill.aot.manifest import Manifest
+    from gristmill.aot.op_plans import OpKernels, build_ops, op_kernels
+    from gristmill.aot.row_choice import row_of
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
 
@@ -23,6 +25,8 @@ _HOMES = {
     "expand": ("MissingFallbackWarning", "View"),
     "kernel": ("Kernel",),
     "manifest": ("Manifest",),
+    "op_plans": ("OpKernels", "build_ops", "op_kernels"),
+    "row_choice": ("row_of",),
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
 }
@@ -38,12 +42,16 @@ __all__ = [
     "Kernel",
     "Manifest",
     "MissingFallbackWarning",
+    "OpKernels",
     "Ptr",
     "Type",
     "View",
     "build",
+    "build_ops",
     "damaged_files",
+    "op_kernels",
     "read_manifest",
+    "row_of",
     "select",
 ]
 

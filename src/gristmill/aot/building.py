@@ -16,9 +16,11 @@ from gristmill import settings
 from gristmill.aot import grid, tuned, writing
 from gristmill.aot.compiler import BINARIES, TASK, Answer, Compiler
 from gristmill.aot.expand import Combination, Expansion
+from gristmill.aot.functions import OpFunction
 from gristmill.aot.manifest import Descriptor, KernelEntry, Manifest, Slot, Usage, Variant
 from gristmill.aot.progress import bar
 from gristmill.aot.request import request
+from gristmill.aot.row_choice import complete
 from gristmill.aot.signature import declared
 from gristmill.aot.spec import Int
 from gristmill.aot.specification import Specification, check_name
@@ -81,6 +83,7 @@ def build(
     strict: bool = True,
     timeout_s: float = TIMEOUT_S,
     name: str | None = None,
+    functions: Sequence[OpFunction] = (),
 ) -> BuildReport:
     """Compile kernels for architectures, with no GPU, and write an artifact.
 
@@ -92,6 +95,7 @@ def build(
         strict: raise where a specialisation does not compile, after the rest is written; else warn.
         timeout_s: seconds after which a compile is ended.
         name: the artifact's name (default: its folder's).
+        functions: operators whose calls launch these kernels (`op_kernels`).
 
     Raises:
         InvalidInputError: a specification, a target or a name is not one.
@@ -121,7 +125,7 @@ def build(
         tools = {"gristmill": gristmill.__version__}
         for one in made:
             tools.update((n, ", ".join(sorted(v))) for n, v in sorted(one.tools.items()))
-        manifest = Manifest(name, tuple(entries), tools)
+        manifest = Manifest(name, tuple(entries), tools, functions=complete(functions, entries))
         manifest = writing.write(manifest, Path(scratch, BINARIES), place)
     compiled = sum(one.compiled for one in made)
     report = BuildReport(place, manifest, failures, compiled, time.monotonic() - started)

@@ -32,11 +32,13 @@ Plans = str | os.PathLike[str] | Pack | None
 
 @record
 class Chosen:
-    """A Triton implementation with its config, and why it was taken."""
+    """A Triton implementation with its config, and why it was taken; `planned`: it is the plan's own
+    choice."""
 
     implementation: Implementation
     config: Config
     reason: str
+    planned: bool = False
 
 
 @record
@@ -101,8 +103,9 @@ def chosen(op: Op, problem: Problem, source: Source, objective: Objective) -> Ch
     )  # raises where nothing runs it at all
     for candidate in (plan.candidate, plan.fallback):
         if candidate is not None and (one := _valid(able, candidate, problem, source.target)):
-            beside = "" if candidate is plan.candidate else f"{_not_a_kernel(plan)} its fallback: "
-            return Chosen(*one, f"{beside}{plan.origin}: {plan.reason}".rstrip(": "))
+            if candidate == plan.candidate:
+                return Chosen(*one, f"{plan.origin}: {plan.reason}".removesuffix(": "), planned=True)
+            return Chosen(*one, f"{_not_a_kernel(plan)} this is the plan's fallback")
     if not able:
         reasons = (
             f"{impl.name}: {impl.why_not(problem, source.target) or 'its prior is not valid'}"
@@ -116,10 +119,11 @@ def chosen(op: Op, problem: Problem, source: Source, objective: Objective) -> Ch
     measured = _fastest(able, plan, problem, source, objective)
     if measured is not None:
         impl, config, time_us = measured
-        return Chosen(impl, config, f"{_not_a_kernel(plan)} the best kernel measured: {time_us:.2f} us")
+        reason = f"{_not_a_kernel(plan)} this is the best kernel measured ({time_us:.2f} us)"
+        return Chosen(impl, config, reason)
     impl = max(able.values(), key=lambda impl: _rank(impl, problem, source.target))
     config = impl.config(None, problem, source.target)
-    return Chosen(impl, config, f"{_not_a_kernel(plan)} untuned")
+    return Chosen(impl, config, f"{_not_a_kernel(plan)} this kernel is untuned")
 
 
 def _not_a_kernel(plan: Plan) -> str:

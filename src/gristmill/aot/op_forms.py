@@ -3,6 +3,7 @@ somebody named: none, one, and rows that do not follow each other in memory."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -50,32 +51,38 @@ def form_of(op: Op, problem: Problem) -> OpForm:
 
 
 def relatives(problem: Problem, dims: Dims) -> Iterator[Problem]:
-    """A problem with each of its open sizes 0 and 1, and with padded rows in its tensors: in each,
-    and in all."""
-    for name in sorted({name for of in dims.values() for name in of.values()}):
-        for size in (0, 1):
-            yield _resized(problem, dims, name, size)
-    padded = {n: p for n in dims if dims[n] and (p := _padded(problem[n])) is not None}
-    for names in [*([name] for name in padded), list(padded)]:
-        yield _with(problem, {name: padded[name] for name in names})
+    """A problem, and it with any of its open sizes 0 or 1; of each, too, with gaps in its tensors,
+    behind rows or behind matrices: in one of them, and in all."""
+    names = sorted({name for of in dims.values() for name in of.values()})
+    for sizes in itertools.product((None, 0, 1), repeat=len(names)):
+        one = _resized(problem, dims, dict(zip(names, sizes, strict=True)))
+        yield one
+        for dim in (-1, -2):
+            gaps = {n: g for n in dims if dims[n] and (g := _with_gaps(one[n], dim)) is not None}
+            for name, spec in gaps.items():
+                yield _with(one, {name: spec})
+            if len(gaps) > 1:
+                yield _with(one, gaps)
 
 
-def _resized(problem: Problem, dims: Dims, name: str, size: int) -> Problem:
+def _resized(problem: Problem, dims: Dims, sizes: Mapping[str, int | None]) -> Problem:
     changed = {}
     for tensor, spec in problem.tensors.items():
-        of = dims.get(tensor, {})
-        shape = tuple(size if of.get(d) == name else n for d, n in enumerate(spec.shape))
+        asked = {d: sizes[name] for d, name in dims.get(tensor, {}).items()}
+        shape = tuple(n if asked.get(d) is None else asked[d] for d, n in enumerate(spec.shape))
         strides = contiguous_strides(shape) if spec.is_contiguous else spec.strides
         changed[tensor] = replace(spec, shape=shape, strides=strides)
     return _with(problem, changed)
 
 
-def _padded(spec: TensorSpec) -> TensorSpec | None:
-    """Rows with 16 bytes behind each; `None` where the rows of a tensor are no dense ones."""
-    if len(spec.shape) < 2 or spec.strides[-1] != 1:
+def _with_gaps(spec: TensorSpec, dim: int) -> TensorSpec | None:
+    """A tensor as a part of one that is larger in `dim`, by 16 bytes or a row; `None` where it has
+    no dimension before, or its rows are not dense."""
+    if len(spec.shape) <= -dim or spec.strides[-1] != 1:
         return None
-    width = spec.shape[-1] + max(1, ALIGNMENT_BYTES // spec.itemsize)
-    return replace(spec, strides=contiguous_strides((*spec.shape[:-1], width)))
+    whole = list(spec.shape)
+    whole[dim] += max(1, ALIGNMENT_BYTES // spec.itemsize) if dim == -1 else 1
+    return replace(spec, strides=contiguous_strides(whole))
 
 
 def _with(problem: Problem, changed: Mapping[str, TensorSpec]) -> Problem:

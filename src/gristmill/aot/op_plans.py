@@ -18,7 +18,7 @@ from gristmill.aot.functions import Condition, OpForm, OpFunction, OpLaunch, Row
 from gristmill.aot.kernel import Kernel
 from gristmill.aot.op_choice import Chosen, Plans, Source, chosen, source_of, target_of
 from gristmill.aot.op_forms import Dims, arguments_of, form_of, relatives
-from gristmill.aot.op_kernels import Kernels
+from gristmill.aot.op_specs import Kernels
 from gristmill.aot.op_trace import TracedRow, trace
 from gristmill.aot.row_choice import holds
 from gristmill.aot.symbolic import dynamic_dims, sizes_of
@@ -152,10 +152,10 @@ class _Builder:
         dims = {problem: dynamic_dims(self.op, problem) for problem in listed}
         for target in targets:
             source = source_of(plans, target_of(target))
-            kept = [p for p in listed if self._add(p, dims[p], source)]
-            for problem in kept:
-                for relative in relatives(problem, dims[problem]):
-                    self._add_if_new(relative, dims[problem], source)
+            kept = [p for p in listed if self._add(p, dims[p], source, named=True)]
+            others = {r: dims[p] for p in kept for r in relatives(p, dims[p])}
+            for problem, of in others.items():
+                self._add_if_new(problem, of, source)
         if not any(one.rows for one in self.forms.values()):
             raise UnsupportedProblemError(
                 f"no problem of `{self.op.name}` is computed by a Triton kernel: "
@@ -175,19 +175,22 @@ class _Builder:
             self.forms[key] = _Made(form_of(self.op, problem))
         return self.forms[key]
 
-    def _add(self, problem: Problem, dims: Dims, source: Source) -> bool:
-        """Add a problem's row; whether there is one."""
+    def _add(self, problem: Problem, dims: Dims, source: Source, named: bool = False) -> bool:
+        """Add a problem's row; whether there is one. `named`: somebody asked for it."""
         arch = source.target.arch
         try:
             one = chosen(self.op, problem, source, self.objective)
         except UnsupportedProblemError as error:
-            self.notes[f"{arch}: {error}"] = None
+            if named:
+                self.notes[f"{arch}: {error}"] = None
             return False
-        if "no Triton kernel" in one.reason:
+        if named and not one.planned:
             self.notes[f"{arch}: {problem}: {one.reason}"] = None
         traced = self._traced(problem, dims, source.target, one)
         launches = tuple(self._launch(launch, arch) for launch in traced.launches)
-        limits = tuple(Condition(text, "<=", str(edge)) for text, edge in traced.axes)
+        limits = tuple(
+            Condition(text, "<=", str(edge)) for text, edge in traced.axes if not text.isdecimal()
+        )
         row = Row(
             arch=arch,
             conditions=traced.conditions,
@@ -202,10 +205,11 @@ class _Builder:
         return True
 
     def _add_if_new(self, problem: Problem, dims: Dims, source: Source) -> None:
-        """Add a row where none holds for such sizes."""
+        """Add a row where none was chosen for such sizes."""
         sizes = sizes_of(problem.tensors)
         for _, row in self._form(problem).rows:
-            if row.arch == source.target.arch and all(holds(c, sizes) for c in row.conditions):
+            asked = (*row.conditions, *row.limits)
+            if row.arch == source.target.arch and all(holds(c, sizes) for c in asked):
                 return
         self._add(problem, dims, source)
 

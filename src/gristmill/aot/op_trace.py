@@ -62,6 +62,8 @@ def trace(
         UntraceableError: the launcher does what expressions cannot say.
     """
     floats = [name for name, value in problem.args if type(value) is float]
+    if not floats:
+        return _Run(op, problem, target, chosen, dynamic, {}).row()
     rows = []
     for run in HINTS:
         hints = {n: (problem[n] or SMALL) * run ** (1 + i) for i, n in enumerate(floats)}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from gristmill.aot.functions import Condition, OpForm, Relation, Row
+from gristmill.aot.functions import Condition, OpForm, OpFunction, Relation, Row
 from gristmill.errors import ArtifactError
 
 _OPERATORS: dict[type, Callable[[int, int], int]] = {
@@ -73,3 +75,22 @@ def row_of(form: OpForm, arch: str, sizes: Mapping[str, int]) -> Row | None:
     rows = [r for r in form.rows if r.arch == arch and all(holds(c, sizes) for c in r.conditions)]
     fitting = (row for row in rows if all(holds(limit, sizes) for limit in row.limits))
     return next(fitting, rows[-1] if rows else None)
+
+
+def complete(functions: Sequence[OpFunction], kernels: Sequence[Any]) -> tuple[OpFunction, ...]:
+    """Operators without the rows whose kernels (`KernelEntry`) were not compiled."""
+    built = {(kernel.name, variant.arch) for kernel in kernels for variant in kernel.variants}
+
+    def whole(row: Row) -> bool:
+        return all((launch.kernel, row.arch) in built for launch in row.launches)
+
+    return tuple(
+        replace(  # type: ignore[type-var]
+            function,
+            forms=tuple(
+                replace(form, rows=tuple(filter(whole, form.rows)))  # type: ignore[type-var]
+                for form in function.forms
+            ),
+        )
+        for function in functions
+    )

@@ -93,13 +93,14 @@ class Tracer:
         return OpTensor(name, element_type(of.dtype, f"`{name}`"), shape, strides)
 
     def asked(self) -> tuple[Condition, ...]:
-        """The conditions that the answers so far rely on.
+        """The conditions that the answers so far rely on, but for those that every size meets.
 
         Raises:
             UntraceableError: one cannot be said.
         """
         found = (c for g in self._env.guards for c in conditions(g.expr, self._names))
-        return tuple(dict.fromkeys(found))
+        always = {Condition("0", "<=", name) for name in self._names.values()}
+        return tuple(c for c in dict.fromkeys(found) if c not in always)
 
 
 def size_name(tensor: str, dim: int) -> str:
