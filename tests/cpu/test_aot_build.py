@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import aot_kernels
@@ -127,6 +128,8 @@ def test_a_descriptor_of_the_host_is_encoded_where_there_is_tma(built):
     variants = {v.arch: v for v in kernel_of(built, "copy_tile").variants}
     (encoded,) = variants["sm_90"].descriptors
     assert (encoded.source, encoded.element_size, encoded.fp4_padded) == ("source", 2, False)
+    assert encoded.element_type == 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16; Triton's metadata has 10
+    assert encoded.swizzle == 3  # CU_TENSOR_MAP_SWIZZLE_128B: rows of 64 x 2 bytes
     assert 64 % encoded.block[0] == 0
     parts = [(s.part, s.type, s.index) for s in variants["sm_90"].slots[:5]]
     tail = [("shape", "i32", 0), ("shape", "i32", 1), ("stride", "i64", 0), ("stride", "i64", 1)]
@@ -279,6 +282,17 @@ def test_a_build_that_makes_no_sense_is_refused(how, message, tmp_path):
     with pytest.raises(InvalidInputError, match=message):
         faulty(0).build(tmp_path / "faulty", **{"targets": "sm_80", **how})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_that_no_other_process_can_have_is_refused(tmp_path):
+    source = EXAMPLES / "vector_add" / "kernel.py"
+    text = source.read_text().replace("n_elements\n", "n_elements + LIMITS[0]\n")
+    (tmp_path / "own.py").write_text(text.replace("@triton", "LIMITS = [1]\n\n\n@triton"))
+    fn = module(tmp_path / "own.py", "aot_own").add_kernel
+    kernel = add_kernel(fn).types(T=["fp16"])
+    sys.modules.pop("aot_own")
+    with pytest.raises(InvalidInputError, match=r"cannot be compiled in another .*LIMITS"):
+        kernel.build(tmp_path / "add", "sm_80")
 
 
 def test_two_kernels_of_one_name_are_refused(tmp_path):

@@ -122,6 +122,12 @@ def test_32_threads_load_each_binary_once(sanitizers, pair, tmp_path):
     run(tmp_path / "race", drivers=tmp_path)
 
 
+def test_children_of_a_process_that_is_loading(pair, drivers, tmp_path):
+    sources = [DATA / "forks.c", pair / "pair.c", "-o", tmp_path / "forks", *LIBS]
+    compiled("gcc", "-std=gnu11", "-O1", "-Wall", f"-I{pair}", *sources)
+    run(tmp_path / "forks", drivers=drivers)
+
+
 def test_what_a_call_costs(pair, drivers, tmp_path):
     sources = [DATA / "latency.c", pair / "pair.c", "-o", tmp_path / "latency", *LIBS]
     compiled("gcc", "-std=gnu11", "-O2", f"-I{pair}", *sources)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aot_cases import add_kernel
+from aot_cases import add_kernel, example
 from gristmill.aot import grid, tuned
+from gristmill.aot import kernel as kernels
 from gristmill.aot.expand import Expansion
 from gristmill.aot.manifest import Choice
 from gristmill.errors import InvalidInputError
@@ -95,3 +98,25 @@ def test_a_choice_is_filled_in_where_there_is_one_value():
 def test_a_choice_of_what_is_not_compiled_is_refused(row, message):
     with pytest.raises(InvalidInputError, match=message):
         rows(TUNED.choose(**row))
+
+
+# ----------------------------------------------------------------------------------------- docs
+
+
+def test_the_example_of_the_documentation_says_how_many_variants_it_has(monkeypatch):
+    text = Path(__file__).parents[2].joinpath("docs", "aot.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.setitem(sys.modules, "kernel", example("vector_add"))
+    expansions = []
+
+    class Report:
+        variants = binaries = 0
+
+    def build(out, kernel, targets, **how):
+        expansions.append(Expansion(kernel, targets))
+        assert len(rows(kernel)) == 1
+        return Report()
+
+    monkeypatch.setattr(kernels, "build", build)
+    exec(code, {})
+    assert f"That is {len(expansions[0].combinations)}." in text

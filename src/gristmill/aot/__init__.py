@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gristmill.aot.kernel import Kernel
     from gristmill.aot.loading import LoadedArtifact, load
     from gristmill.aot.manifest import Manifest
+    from gristmill.aot.op_plans import OpKernels, build_ops, op_kernels
+    from gristmill.aot.row_choice import row_of
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
 
@@ -25,6 +27,8 @@ _HOMES = {
     "kernel": ("Kernel",),
     "loading": ("LoadedArtifact", "load"),
     "manifest": ("Manifest",),
+    "op_plans": ("OpKernels", "build_ops", "op_kernels"),
+    "row_choice": ("row_of",),
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
 }
@@ -41,13 +45,17 @@ __all__ = [
     "LoadedArtifact",
     "Manifest",
     "MissingFallbackWarning",
+    "OpKernels",
     "Ptr",
     "Type",
     "View",
     "build",
+    "build_ops",
     "damaged_files",
     "load",
+    "op_kernels",
     "read_manifest",
+    "row_of",
     "select",
 ]
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
+
 from gristmill.aot.elements import ELEMENT_BYTES
 from gristmill.aot.manifest import Argument, Descriptor, Parameter, Slot
 from gristmill.errors import CompileError
@@ -159,7 +161,7 @@ def descriptors(parameters: Sequence[Parameter], metadata: Any) -> tuple[Descrip
                 name,
                 tuple(one["block_size"]),
                 one["elem_size"],
-                one["elem_type"],
+                TMA_DTYPE_DEVICE_TO_HOST[one["elem_type"]],
                 one["swizzle"],
                 bool(one["fp4_padded"]),
             )

@@ -16,15 +16,18 @@ from gristmill import settings
 from gristmill.aot import grid, tuned, writing
 from gristmill.aot.compiler import BINARIES, TASK, Answer, Compiler
 from gristmill.aot.expand import Combination, Expansion
+from gristmill.aot.functions import OpFunction
 from gristmill.aot.manifest import Descriptor, KernelEntry, Manifest, Slot, Usage, Variant
 from gristmill.aot.progress import bar
 from gristmill.aot.request import request
+from gristmill.aot.row_choice import complete
 from gristmill.aot.signature import declared
 from gristmill.aot.spec import Int
 from gristmill.aot.specification import Specification, check_name
 from gristmill.core.target import compile_target
 from gristmill.errors import CompileError, IncompleteBuildError, InvalidInputError
 from gristmill.record import record
+from gristmill.tuners.arguments import CannotTravelError
 from gristmill.tuners.travel import pack, source_digest
 from gristmill.tuning.progress import counted
 
@@ -80,6 +83,7 @@ def build(
     strict: bool = True,
     timeout_s: float = TIMEOUT_S,
     name: str | None = None,
+    functions: Sequence[OpFunction] = (),
 ) -> BuildReport:
     """Compile kernels for architectures, with no GPU, and write an artifact.
 
@@ -91,6 +95,7 @@ def build(
         strict: raise where a specialisation does not compile, after the rest is written; else warn.
         timeout_s: seconds after which a compile is ended.
         name: the artifact's name (default: its folder's).
+        functions: operators whose calls launch these kernels (`op_kernels`).
 
     Raises:
         InvalidInputError: a specification, a target or a name is not one.
@@ -120,7 +125,7 @@ def build(
         tools = {"gristmill": gristmill.__version__}
         for one in made:
             tools.update((n, ", ".join(sorted(v))) for n, v in sorted(one.tools.items()))
-        manifest = Manifest(name, tuple(entries), tools)
+        manifest = Manifest(name, tuple(entries), tools, functions=complete(functions, entries))
         manifest = writing.write(manifest, Path(scratch, BINARIES), place)
     compiled = sum(one.compiled for one in made)
     report = BuildReport(place, manifest, failures, compiled, time.monotonic() - started)
@@ -169,7 +174,14 @@ class _Made:
         names = [*integers, "num_warps", "num_stages", "num_ctas"]
         self._grid = tuple(grid.to_c(text, names) for text in kernel.grid_text)
         self._choices = tuned.rows(kernel, parameters, expansion.combinations)
-        self._task = {"function": pack(kernel.fn)}
+        try:
+            self._task = {"function": pack(kernel.fn)}
+            self._source = source_digest(kernel.fn)
+        except CannotTravelError as error:
+            raise InvalidInputError(
+                f"the kernel {kernel.name} cannot be compiled in another process: {error}. Put it "
+                "into a module that can be imported."
+            ) from error
 
     def entry(self, compiler: Compiler, archs: Sequence[str]) -> KernelEntry:
         """Compile, and say what came of it."""
@@ -192,7 +204,7 @@ class _Made:
             tuple(kernel.variables.items()),
             self.expansion.parameters,
             tuple(variants),
-            source_digest(kernel.fn),
+            self._source,
             self._grid,
             self._choices,
         )

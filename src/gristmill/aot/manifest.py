@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Literal
 
+from gristmill.aot.functions import OpFunction
 from gristmill.record import record
 
 SCHEMA_VERSION = 1
@@ -203,10 +204,12 @@ class Manifest:
         kernels: what it has.
         tools: versions of what made it (`gristmill`, `triton`, `ptxas`).
         files: SHA-256 by path, of every other file of the artifact.
+        functions: operators of the library, and which of the kernels their calls launch.
     """
 
     name: str
     kernels: tuple[KernelEntry, ...]
     tools: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
+    functions: tuple[OpFunction, ...] = ()
     schema: int = SCHEMA_VERSION

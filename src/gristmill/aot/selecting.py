@@ -81,7 +81,7 @@ def _holds(
     return (
         row.arch == arch
         and (not row.types or row.types == named)
-        and all(low <= values[name] <= high for name, low, high in row.limits)
+        and all(n in values and low <= values[n] <= high for n, low, high in row.limits)
         and all(_equal(given[n], v) for n, v in row.constexprs.items() if n in given)
     )
 

@@ -55,10 +55,10 @@ def jitted(fn: Any) -> Any:
         InvalidInputError: there is none, or it is one that no C function can be made of.
     """
     kernel = base_kernel(fn)
-    if not is_jitted(kernel):
+    if not is_jitted(kernel) or type(kernel).__name__ == "GluonJITFunction":
         raise InvalidInputError(
-            f"the kernel is {fn!r}; `aot.Kernel` needs a `@triton.jit` function, decorated or not. "
-            "Decorate it."
+            f"the kernel is {fn!r}; `aot.Kernel` needs a `@triton.jit` function (not Gluon's), "
+            "decorated or not. Decorate it."
         )
     kinds = inspect.Parameter
     for parameter in inspect.signature(kernel.fn).parameters.values():

@@ -103,7 +103,6 @@ typedef struct gm_hip_driver {
 static gm_cuda_driver gm_cuda;
 static gm_hip_driver gm_hip;
 static int32_t gm_driver_ready[GM_VENDORS]; /* set once its functions may be called */
-static pthread_mutex_t gm_driver_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* A function of a library into a function pointer: ISO C has no cast between the two. */
 GM_FUNCTION int gm_find(void *library, const char *name, void *pointer, size_t size) {
@@ -135,8 +134,9 @@ GM_COLD int32_t gm_open_driver(const char *who, uint8_t vendor) {
     int32_t status = GRISTMILL_OK;
     int code;
     void *library;
-    pthread_mutex_lock(&gm_driver_lock);
+    gm_lock();
     if (gm_driver_ready[vendor]) goto done;
+    gm_expect_forks();
     library = dlopen(names[vendor], RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         const char *reason = dlerror();
@@ -176,7 +176,7 @@ GM_COLD int32_t gm_open_driver(const char *who, uint8_t vendor) {
     }
     GM_STORE(&gm_driver_ready[vendor], 1);
 done:
-    pthread_mutex_unlock(&gm_driver_lock);
+    gm_unlock();
     return status;
 }
 

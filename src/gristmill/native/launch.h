@@ -32,11 +32,11 @@ GM_COLD int32_t gm_set_allocator(gm_artifact *artifact, const char *who,
                        "one of `allocate` and `release` is null; pass both, or neither for the "
                        "driver's own");
     }
-    pthread_mutex_lock(&artifact->lock);
+    gm_lock();
     artifact->allocate = allocate;
     artifact->release = release;
     artifact->user = user;
-    pthread_mutex_unlock(&artifact->lock);
+    gm_unlock();
     return GRISTMILL_OK;
 }
 
@@ -49,11 +49,11 @@ GM_COLD int32_t gm_allocate_scratch(gm_artifact *artifact, const gm_call *call, 
     const uint64_t counts[4] = {kernel->cluster, (uint64_t)call->grid[0], (uint64_t)call->grid[1],
                                 (uint64_t)call->grid[2]};
     int i, code;
-    pthread_mutex_lock(&artifact->lock);
+    gm_lock();
     allocator->allocate = artifact->allocate;
     allocator->release = artifact->release;
     allocator->user = artifact->user;
-    pthread_mutex_unlock(&artifact->lock);
+    gm_unlock();
     if (alignment < 1) alignment = 1;
     for (i = 0; i < 4; i++) {
         if (__builtin_mul_overflow(size, counts[i], &size) || size > (uint64_t)1 << 62) {

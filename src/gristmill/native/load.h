@@ -61,14 +61,14 @@ GM_COLD int32_t gm_load(gm_artifact *artifact, const char *who, gm_place *place,
     const gm_kernel *kernel = &artifact->kernels[index];
     void *function = NULL;
     int32_t status = GRISTMILL_OK;
-    pthread_mutex_lock(&artifact->lock);
+    gm_lock();
     if (!place->functions[index]) {
         status = place->vendor == GM_CUDA
                      ? gm_load_cuda(artifact, who, kernel, &function)
                      : gm_load_hip(artifact, who, place, kernel, &function);
         if (!status) GM_STORE(&place->functions[index], function);
     }
-    pthread_mutex_unlock(&artifact->lock);
+    gm_unlock();
     return status;
 }
 
@@ -154,7 +154,7 @@ GM_COLD int32_t gm_unload(gm_artifact *artifact, const char *who) {
     gm_place *place;
     uint32_t i;
     int code, device;
-    pthread_mutex_lock(&artifact->lock);
+    gm_lock();
     place = artifact->places;
     GM_STORE(&artifact->places, (gm_place *)NULL);
     while (place) {
@@ -181,7 +181,7 @@ GM_COLD int32_t gm_unload(gm_artifact *artifact, const char *who) {
         }
     }
     artifact->retained = 0;
-    pthread_mutex_unlock(&artifact->lock);
+    gm_unlock();
     return status;
 }
 

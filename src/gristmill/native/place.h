@@ -1,5 +1,5 @@
 /* What was loaded where: a place is a context of CUDA or a device of HIP. Found without a lock;
-   made, filled and let go of under the artifact's. */
+   made, filled and let go of under it. */
 #ifndef GRISTMILL_PLACE_H
 #define GRISTMILL_PLACE_H
 
@@ -9,12 +9,12 @@
 GM_COLD int32_t gm_retain(gm_artifact *artifact, const char *who, int device, void **context) {
     int code = gm_cuda.cuDevicePrimaryCtxRetain(context, device);
     if (code) return gm_driver_error(who, GM_CUDA, "cuDevicePrimaryCtxRetain", code);
-    pthread_mutex_lock(&artifact->lock);
+    gm_lock();
     if (device < 64 && !(artifact->retained >> device & 1)) {
         artifact->retained |= (uint64_t)1 << device;
         device = -1;
     }
-    pthread_mutex_unlock(&artifact->lock);
+    gm_unlock();
     if (device >= 0) (void)gm_cuda.cuDevicePrimaryCtxRelease_v2(device); /* held already */
     return GRISTMILL_OK;
 }
@@ -83,13 +83,13 @@ GM_COLD int32_t gm_add_place(gm_artifact *artifact, const char *who, uint8_t ven
                              gm_place **found) {
     int32_t status;
     gm_place *place;
-    pthread_mutex_lock(&artifact->lock);
+    gm_lock();
     for (place = artifact->places; place; place = place->next) { /* another thread was first */
         if (place->id == id && place->vendor == vendor) break;
     }
     if (place) {
         *found = place;
-        pthread_mutex_unlock(&artifact->lock);
+        gm_unlock();
         return GRISTMILL_OK;
     }
     place = (gm_place *)calloc(1, sizeof *place + (artifact->kernel_count + artifact->binary_count) *
@@ -110,7 +110,7 @@ GM_COLD int32_t gm_add_place(gm_artifact *artifact, const char *who, uint8_t ven
             *found = place;
         }
     }
-    pthread_mutex_unlock(&artifact->lock);
+    gm_unlock();
     return status;
 }
 

@@ -33,6 +33,23 @@
 #define GM_LOAD(place) __atomic_load_n((place), __ATOMIC_ACQUIRE)
 #define GM_STORE(place, value) __atomic_store_n((place), (value), __ATOMIC_RELEASE)
 
+/* Held for whatever changes what calls share: opening the driver, loading, unloading. */
+static pthread_mutex_t gm_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+GM_FUNCTION void gm_lock(void) {
+    (void)pthread_mutex_lock(&gm_mutex);
+}
+
+GM_FUNCTION void gm_unlock(void) {
+    (void)pthread_mutex_unlock(&gm_mutex);
+}
+
+/* A fork waits for who holds the lock: a child could never get it from a thread that it has not. */
+GM_COLD void gm_expect_forks(void) {
+    static int expected;
+    if (!expected) expected = pthread_atfork(gm_lock, gm_unlock, gm_unlock) == 0;
+}
+
 #define GM_MESSAGE_SIZE 1024
 
 /* A message that is built piece by piece and never overflows. */

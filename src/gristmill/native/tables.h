@@ -148,8 +148,7 @@ typedef struct gm_artifact {
     const char *const *elements; /* names of element types, by code */
     void **libraries; /* one a binary: of CUDA, where libraries are the process's */
     uint32_t element_count, arch_count, binary_count, kernel_count;
-    /* What changes. `places` is read without the lock. */
-    pthread_mutex_t lock;
+    /* What changes, under the lock; `places` is read without it. */
     gm_place *places;
     uint64_t retained; /* devices whose primary context this artifact holds, a bit each */
     gristmill_allocate allocate;

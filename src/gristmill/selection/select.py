@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,27 +48,42 @@ class _Question:
     """A problem on a target under an objective, with what plans are kept under. (Making a dataclass
     takes a new process a millisecond.)"""
 
-    def __init__(self, op: Op, problem: Problem, target: Target, objective: Objective) -> None:
+    def __init__(
+        self,
+        op: Op,
+        problem: Problem,
+        target: Target,
+        objective: Objective,
+        layers: Sequence[Layer] | None = None,
+    ) -> None:
         self.op, self.problem, self.target = op, problem, target
         self.objective: Objective = objective
+        self.layers = layers
         self.bucket = op.bucket(problem)
         self.family = self.bucket.family(op.axes(problem))
 
 
 def select(
-    op: Op, problem: Problem, target: Target, objective: Objective, *, to_run: bool = True
+    op: Op,
+    problem: Problem,
+    target: Target,
+    objective: Objective,
+    *,
+    to_run: bool = True,
+    layers: Sequence[Layer] | None = None,
 ) -> Plan:
     """The plan for a problem: measured for its bucket, else for the nearest bucket, else the prior,
     else a vendor call. The user's own plans go before those of a shipped pack; where plans are
     frozen, the lock's are all there are. `to_run`: it counts as used here (`gristmill.freeze`).
+    `layers`: where to look, in place of all of these.
 
     Raises:
         UnsupportedProblemError: no implementation runs the problem here; the message lists each
             one's reason.
         FrozenError: the lock file cannot be used; a strict one has no plan for the problem.
     """
-    question = _Question(op, problem, target, objective)
-    lock = active()
+    question = _Question(op, problem, target, objective, layers)
+    lock = active() if layers is None else None
     plan, octaves = _free(question) if lock is None else _locked(question, lock)
     if to_run:
         record(plan, question.family, dict(question.bucket.axes), octaves)
@@ -88,7 +103,11 @@ def _free(q: _Question) -> tuple[Plan, float]:
 
 
 def _layers(q: _Question) -> Iterator[Layer]:
-    """The user's store, then the pack of the device, which is not opened before it is asked for."""
+    """The user's store, then the pack of the device, which is not opened before it is asked for; or
+    those that were named."""
+    if q.layers is not None:
+        yield from q.layers
+        return
     yield cache.store()
     yield cache.shipped_plans(q.target.key)
 

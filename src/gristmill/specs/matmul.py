@@ -99,10 +99,16 @@ def product(problem: Problem) -> Product | None:
     return product_of(problem["a"], problem["b"])
 
 
-@functools.lru_cache(maxsize=4096)
 def product_of(a: TensorSpec, b: TensorSpec) -> Product | None:
     """As `product`, of the operands. One `b` for every row of `a` makes one product of more rows,
     where these are one stride apart."""
+    try:
+        return _remembered(a, b)
+    except TypeError:  # sizes that are symbols have no hash
+        return _product(a, b)
+
+
+def _product(a: TensorSpec, b: TensorSpec) -> Product | None:
     batch, (m, k) = a.shape[:-2], a.shape[-2:]
     one_a, one_b = (replace(s, shape=s.shape[-2:], strides=s.strides[-2:]) for s in (a, b))
     b_batch = merge_dims(b.shape[:-2], b.strides[:-2])
@@ -119,6 +125,9 @@ def product_of(a: TensorSpec, b: TensorSpec) -> Product | None:
     if len(a_batch) != 1 or len(b_batch) > 1:
         return None
     return Product(one_a, one_b, math.prod(batch), a_batch[0][1], b_batch[0][1] if b_batch else 0)
+
+
+_remembered = functools.lru_cache(maxsize=4096)(_product)
 
 
 def why_not_one_product(problem: Problem) -> str | None:

@@ -24,6 +24,7 @@ typedef struct launch {
 
 typedef struct function {
     char symbol[64], label[80];
+    struct function *next;
     uint32_t count, sizes[MAX_PARAMETERS];
     int device, loaded, shared_limit, non_portable;
 } function;
@@ -58,6 +59,12 @@ static struct {
 } last_map;
 static __thread context *current;
 static __thread int hip_device;
+
+static void hold(void) { pthread_mutex_lock(&lock); }
+static void let_loose(void) { pthread_mutex_unlock(&lock); }
+__attribute__((constructor)) static void expect_forks(void) {
+    pthread_atfork(hold, let_loose, let_loose);
+}
 
 static fault *named(const char *name) {
     int i;
@@ -161,14 +168,20 @@ static function *find(const char *binary, const char *symbol) {
 }
 
 /* Functions are the process's, as the driver's are: freed at its end. */
-static function *kept[4096];
-static int kept_count;
+static function *kept;
 __attribute__((destructor)) static void let_go(void) {
-    while (kept_count) free(kept[--kept_count]);
+    while (kept) {
+        function *next = kept->next;
+        free(kept);
+        kept = next;
+    }
 }
 static function *keep(function *f) {
     pthread_mutex_lock(&lock);
-    if (f) kept[kept_count++] = f;
+    if (f) {
+        f->next = kept;
+        kept = f;
+    }
     pthread_mutex_unlock(&lock);
     return f;
 }

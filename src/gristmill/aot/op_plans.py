@@ -1,0 +1,243 @@
+"""From an operator of the library with its plans to kernels, and to what its calls launch.
+
+Every launcher is a pure function from arguments and a config to launches. Run on symbols in place
+of the sizes that a plan holds for a range of, it gives grids and arguments as expressions, and what
+it asked of the sizes as conditions; the kernels are those that it names, compiled for the classes of
+arguments that such calls have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gristmill.aot.building import TIMEOUT_S, BuildReport, build
+from gristmill.aot.functions import Condition, OpForm, OpFunction, OpLaunch, Row
+from gristmill.aot.kernel import Kernel
+from gristmill.aot.op_choice import Chosen, Plans, Source, chosen, source_of, target_of
+from gristmill.aot.op_forms import Dims, arguments_of, form_of, relatives
+from gristmill.aot.op_specs import Kernels
+from gristmill.aot.op_trace import TracedRow, trace
+from gristmill.aot.row_choice import holds
+from gristmill.aot.symbolic import dynamic_dims, sizes_of
+from gristmill.core.op import Op
+from gristmill.core.plan import Objective
+from gristmill.core.problem import Problem
+from gristmill.core.registry import load
+from gristmill.core.target import Target
+from gristmill.errors import InvalidInputError, UnsupportedProblemError
+
+
+@dataclass(frozen=True)
+class OpKernels:
+    """An operator as it goes into an artifact.
+
+    Attributes:
+        function: what its calls launch.
+        kernels: the kernels that they need, with their specifications.
+        notes: what is not as the plans say: choices that are no kernels, problems that were left
+            out, launchers that could not be followed.
+    """
+
+    function: OpFunction
+    kernels: tuple[Kernel, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Made:
+    """A form while its rows are found. `edges` of each row: where its buckets end."""
+
+    form: OpForm
+    rows: list[tuple[tuple[int, ...], Row]] = field(default_factory=list)
+
+
+def op_kernels(
+    op: Op | str,
+    targets: str | Target | Sequence[str | Target],
+    *,
+    problems: Iterable[Problem] | None = None,
+    plans: Plans = None,
+    objective: Objective = "graph",
+) -> OpKernels:
+    """An operator's calls as kernels, expressions and conditions.
+
+    Args:
+        op: an operator of the library, or its name.
+        targets: architectures whose sizes are known (`sm_80`, `sm_90`, `sm_100`, `gfx942`), or
+            targets.
+        problems: what it is called with (default: the op's workloads). Sizes that a plan's bucket
+            leaves open may be any in a call; weights are as they are here.
+        plans: a pack or a lock file to take them from (default: the plan store and the shipped
+            packs). What has no plan takes the untuned choice.
+        objective: whose plans: `graph` goes by the time on the device alone.
+
+    Raises:
+        UnsupportedProblemError: no Triton kernel computes any of the problems; the message has the
+            reasons.
+        InvalidInputError: a target is unknown.
+    """
+    return _Builder(load(op) if isinstance(op, str) else op, objective).made(
+        [targets] if isinstance(targets, (str, Target)) else list(targets), problems, plans
+    )
+
+
+def build_ops(
+    out: str | os.PathLike[str],
+    ops: Op | str | OpKernels | Sequence[Op | str | OpKernels],
+    targets: str | Sequence[str],
+    *,
+    kernels: Sequence[Kernel] = (),
+    problems: Mapping[str, Iterable[Problem]] | None = None,
+    plans: Plans = None,
+    jobs: int | None = None,
+    strict: bool = True,
+    timeout_s: float = TIMEOUT_S,
+    name: str | None = None,
+) -> BuildReport:
+    """Compile operators of the library, and write an artifact whose manifest says what their calls
+    launch (`Manifest.functions`).
+
+    Args:
+        ops: operators, their names, or what `op_kernels` made of them for these targets.
+        problems: by operator, what it is called with (default: its workloads).
+        kernels: further kernels for the same artifact.
+
+    `out`, `targets`, `jobs`, `strict`, `timeout_s` and `name` are those of `build`, `plans` that of
+    `op_kernels`, and so are the errors.
+    """
+    listed = [ops] if isinstance(ops, (Op, str, OpKernels)) else list(ops)
+    given = problems or {}
+    made = []
+    for one in listed:
+        if not isinstance(one, OpKernels):
+            op = load(one) if isinstance(one, str) else one
+            one = op_kernels(op, targets, problems=given.get(op.name), plans=plans)  # noqa: PLW2901
+        made.append(one)
+    if not made:
+        raise InvalidInputError("there are no operators to build. Name one.")
+    all_kernels = [*(kernel for one in made for kernel in one.kernels), *kernels]
+    return build(
+        out,
+        all_kernels,
+        targets,
+        jobs=jobs,
+        strict=strict,
+        timeout_s=timeout_s,
+        name=name,
+        functions=tuple(one.function for one in made),
+    )
+
+
+class _Builder:
+    """One operator on its way to kernels."""
+
+    def __init__(self, op: Op, objective: Objective) -> None:
+        self.op = op
+        self.objective: Objective = objective
+        self.kernels = Kernels()
+        self.forms: dict[Any, _Made] = {}
+        self.notes: dict[str, None] = {}
+
+    def made(
+        self,
+        targets: Sequence[str | Target],
+        problems: Iterable[Problem] | None,
+        plans: Plans,
+    ) -> OpKernels:
+        named = problems if problems is not None else (w.problem for w in self.op.workloads)
+        listed = list(dict.fromkeys(named))
+        dims = {problem: dynamic_dims(self.op, problem) for problem in listed}
+        for target in targets:
+            source = source_of(plans, target_of(target))
+            kept = [p for p in listed if self._add(p, dims[p], source, named=True)]
+            others = {r: dims[p] for p in kept for r in relatives(p, dims[p])}
+            for problem, of in others.items():
+                self._add_if_new(problem, of, source)
+        if not any(one.rows for one in self.forms.values()):
+            raise UnsupportedProblemError(
+                f"no problem of `{self.op.name}` is computed by a Triton kernel: "
+                f"{'; '.join(self.notes) or 'there are none'}. Name others."
+            )
+        forms = tuple(
+            replace(one.form, rows=_ordered(one.rows))  # type: ignore[type-var]
+            for one in self.forms.values()
+            if one.rows
+        )
+        function = OpFunction(self.op.name, self.op.schema, forms)
+        return OpKernels(function, self.kernels.specifications(), tuple(self.notes))
+
+    def _form(self, problem: Problem) -> _Made:
+        key = arguments_of(self.op, problem)
+        if key not in self.forms:
+            self.forms[key] = _Made(form_of(self.op, problem))
+        return self.forms[key]
+
+    def _add(self, problem: Problem, dims: Dims, source: Source, named: bool = False) -> bool:
+        """Add a problem's row; whether there is one. `named`: somebody asked for it."""
+        arch = source.target.arch
+        try:
+            one = chosen(self.op, problem, source, self.objective)
+        except UnsupportedProblemError as error:
+            if named:
+                self.notes[f"{arch}: {error}"] = None
+            return False
+        if named and not one.planned:
+            self.notes[f"{arch}: {problem}: {one.reason}"] = None
+        traced = self._traced(problem, dims, source.target, one)
+        launches = tuple(self._launch(launch, arch) for launch in traced.launches)
+        limits = tuple(
+            Condition(text, "<=", str(edge)) for text, edge in traced.axes if not text.isdecimal()
+        )
+        row = Row(
+            arch=arch,
+            conditions=traced.conditions,
+            limits=limits,
+            workspace=traced.workspace,
+            launches=launches,
+            implementation=one.implementation.name,
+            config=dict(one.config.knobs),
+            reason=one.reason,
+        )
+        self._form(problem).rows.append((tuple(edge for _, edge in traced.axes), row))
+        return True
+
+    def _add_if_new(self, problem: Problem, dims: Dims, source: Source) -> None:
+        """Add a row where none was chosen for such sizes."""
+        sizes = sizes_of(problem.tensors)
+        for _, row in self._form(problem).rows:
+            asked = (*row.conditions, *row.limits)
+            if row.arch == source.target.arch and all(holds(c, sizes) for c in asked):
+                return
+        self._add(problem, dims, source)
+
+    def _traced(self, problem: Problem, dims: Dims, target: Target, one: Chosen) -> TracedRow:
+        """The launches for every size that can be left open; for these alone where the launcher
+        cannot be followed."""
+        opened = {name: tuple(of) for name, of in dims.items()}
+        try:
+            return trace(self.op, problem, target, one, opened)
+        except Exception as error:  # noqa: BLE001 - a launcher that is handed symbols raises anything
+            reason = str(error).partition("\n")[0]
+            self.notes[f"{target.arch}: {problem}: for these sizes alone: {reason}"] = None
+        return trace(self.op, problem, target, one, {})
+
+    def _launch(self, launch: Any, arch: str) -> OpLaunch:
+        kernel, arguments, warps, stages = self.kernels.add(launch, arch)
+        return OpLaunch(kernel, arguments, launch.grid, warps, stages)
+
+
+def _ordered(rows: Sequence[tuple[tuple[int, ...], Row]]) -> tuple[Row, ...]:
+    """Rows from the smallest sizes up; of those that do the same, one with the widest limits."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for _, row in sorted(rows, key=lambda pair: pair[0]):
+        does = (row.arch, row.conditions, row.workspace, row.launches)
+        of_sizes = (row.arch, row.conditions)
+        last = next((k for k in reversed(found) if k[:2] == of_sizes), None)
+        if last == does:
+            del found[last]
+        key = does if does not in found else (*does, row.limits)
+        found[key] = row
+    return tuple(found.values())
