@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gristmill.aot.row_choice import row_of
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
+    from gristmill.aot.wheel import wheel
 
 _HOMES = {
     "artifact": ("damaged_files", "read_manifest"),
@@ -31,6 +32,7 @@ _HOMES = {
     "row_choice": ("row_of",),
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
+    "wheel": ("wheel",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -57,6 +59,7 @@ __all__ = [
     "read_manifest",
     "row_of",
     "select",
+    "wheel",
 ]
 
 
