@@ -226,7 +226,7 @@ CALLS = """
     try:
         fastnorms.rms_norm(x, w)
     except RuntimeError as error:
-        assert "norms::rms_norm has kernels for sm_90 alone, and its arguments are on the CPU" in str(error)
+        assert "norms::rms_norm has kernels for sm_90 alone, and its arguments" in str(error)
     else:
         raise AssertionError("it ran")
     meta = torch.ops.norms.rms_norm(x.to("meta"), w.to("meta"))
@@ -236,7 +236,7 @@ CALLS = """
     try:
         fastnorms.rms_norm(x.to("meta").double(), None)
     except RuntimeError as error:
-        assert "nothing was compiled for arguments of these types (torch.float64[3, 4096], None" in str(error)
+        assert "compiled for arguments of these types (torch.float64[3, 4096], None" in str(error)
     else:
         raise AssertionError("it has a shape")
 
@@ -258,11 +258,9 @@ CALLS = """
 
 def test_the_project_builds_and_serves_torch(project, tmp_path, drivers):
     shown = run(CALLS, built(project, tmp_path / "build"), drivers)
-    schema = (
-        "norms::rms_norm(Tensor x, Tensor? weight=None, float eps=9.9999999999999995e-07) -> Tensor"
-    )
-    assert shown.split("] ")[0] == "['rms_norm', 'silu_and_mul'"
-    assert shown.split("] ")[1].strip().startswith(schema[:50])
+    names, _, schema = shown.partition("] ")
+    assert names == "['rms_norm', 'silu_and_mul'"
+    assert schema.startswith("norms::rms_norm(Tensor x, Tensor? weight=None, float eps=")
 
 
 # The kernels that run on CUDA's tensors, on the CPU's: what asks torch for a GPU is answered here.
@@ -308,11 +306,11 @@ GPU_CALLS = """
     assert fake.fake_launches() == 2
     assert fastnorms.silu_and_mul(torch.ones(5, 3072, dtype=torch.bfloat16)).shape == (5, 1536)
     assert fastnorms.silu_and_mul(x[:, :1536], x[:, 1536:3072]).shape == (3, 1536)
-    compiled = torch.compile(lambda x: fastnorms.silu_and_mul(x), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(fastnorms.silu_and_mul, backend="aot_eager", fullgraph=True)
     assert compiled(torch.ones(7, 3072, dtype=torch.bfloat16)).shape == (7, 1536)
     assert fake.fake_launches() == 5
     for wrong, message in [
-        ((x.float(), w), "nothing was compiled for arguments of these types (fp32[3, 4096], bf16[4096], -)"),
+        ((x.float(), w), "compiled for arguments of these types (fp32[3, 4096], bf16[4096], -)"),
         ((torch.ones(3, 64, dtype=torch.bfloat16), w), "no kernels for these sizes (bf16[3, 64]"),
     ]:
         try:
@@ -358,14 +356,12 @@ def test_pip_installs_the_project(project, tmp_path, drivers):
 
 def test_the_project_is_the_same_whoever_writes_it(artifact, project, tmp_path):
     other = aot.wheel([artifact], tmp_path / "other", name="fastnorms", namespace="norms")
-    files = [
-        sorted(f.relative_to(p) for p in (p,) for f in p.rglob("*.*")) for p in (project, other)
+    written = [
+        {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        for folder in (project, other)
     ]
-    assert files[0] == files[1]
-    assert all((project / f).read_bytes() == (other / f).read_bytes() for f in files[0])
-    assert str(tmp_path) not in "".join(
-        f.read_text() for f in other.rglob("*.[chp]*") if f.is_file()
-    )
+    assert written[0] == written[1]
+    assert not any(str(tmp_path).encode() in content for content in written[1].values())
 
 
 def test_what_makes_no_project_is_refused(artifact, tmp_path):
