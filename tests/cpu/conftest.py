@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 import aot_c_cases as cases
 import aot_c_process
-import pytest
 
 ASAN = cases.sanitizer("asan")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")

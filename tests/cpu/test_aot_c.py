@@ -9,11 +9,11 @@ import os
 import re
 import subprocess
 
-import aot_c_cases as cases
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aot_c_cases as cases
 from gristmill import native
 from gristmill.aot.c_artifact import write
 from gristmill.aot.c_grid import checked
@@ -130,6 +130,16 @@ def test_manifests_that_c_cannot_have(tmp_path):
         binaries,
         message="clusters of 2 blocks on gfx942",
     )
+    tensor, tensors = cases.tensor_entry("kernel")
+    first, second = tensor.variants
+    outside = (dataclasses.replace(first.slots[1], index=2), *first.slots[2:])
+    flat = (dataclasses.replace(first.descriptors[0], block=(64,)),)
+    for fields, said in (
+        ({"slots": outside}, "'t' (shape) as i32"),
+        ({"descriptors": flat}, "(64,)"),
+    ):
+        broken = (dataclasses.replace(first, **fields), second)
+        refused(tmp_path, dataclasses.replace(tensor, variants=broken), tensors, message=said)
     many = tuple(dataclasses.replace(variant, arch=f"sm_{80 + i}") for i in range(33))
     refused(
         tmp_path,

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gristmill.aot.manifest import Argument, KernelEntry, Manifest, Parameter, Value, Variant
+from gristmill.aot.manifest import (
+    Argument,
+    Descriptor,
+    KernelEntry,
+    Manifest,
+    Parameter,
+    Value,
+    Variant,
+)
 from gristmill.errors import ArtifactError
 from gristmill.native import ELEMENTS
 from gristmill.record import record
@@ -235,7 +243,7 @@ def function_of(entry: KernelEntry, variant: Variant) -> tuple[Any, ...]:
         variant.cooperative,
         variant.pdl,
         tuple(_slot(entry, variant, where, i) for i in range(len(variant.slots))),
-        tuple(_map(where, descriptor) for descriptor in variant.descriptors),
+        tuple(_map(entry, where, descriptor) for descriptor in variant.descriptors),
     )
 
 
@@ -277,7 +285,8 @@ def _tensor_pass(entry: KernelEntry, variant: Variant, number: int) -> str:
         ("value", 8): "GM_BASE",
         ("value", 1): "GM_ZERO",  # whether what lies outside reads as NaN: it reads as zero
     }
-    if (slot.part, slot.size) not in passes:
+    rank = next(p.rank for p in entry.parameters if p.name == slot.source)
+    if (slot.part, slot.size) not in passes or not 0 <= slot.index < max(1, rank):
         raise _mismatch(entry, variant, number)
     return passes[slot.part, slot.size]
 
@@ -290,7 +299,13 @@ def _mismatch(entry: KernelEntry, variant: Variant, number: int) -> ArtifactErro
     )
 
 
-def _map(where: dict[str, int], plan: Any) -> tuple[Any, ...]:
+def _map(entry: KernelEntry, where: dict[str, int], plan: Descriptor) -> tuple[Any, ...]:
+    if len(plan.block) != entry.parameters[where[plan.source]].rank:
+        raise ArtifactError(
+            f"the descriptor {plan.source!r} of {entry.name!r} has "
+            f"{entry.parameters[where[plan.source]].rank} dimensions, and its block {plan.block}. "
+            "Build the artifact again."
+        )
     if not 1 <= len(plan.block) <= MAX_RANK:
         raise ArtifactError(
             f"the descriptor {plan.source!r} has {len(plan.block)} dimensions; the hardware takes "
