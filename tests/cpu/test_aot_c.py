@@ -110,6 +110,22 @@ def test_names_that_c_cannot_have(tmp_path):
     refused(tmp_path, entry, [made[1]], message="'int' and 'int_' are both 'int_' in C")
 
 
+@pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
+def test_names_that_are_used_already_do_not_clash(tmp_path):
+    names = ["twin_kernels", "int64_t", "GM_LOAD", "gristmill_pointer", "stream", "x", "entry", "ñ"]
+    parameters = tuple(Parameter(name, "integer", "int") for name in names)
+    arguments = [Argument("i32")] * len(names)
+    entries = []
+    for kernel in ("twin", "twin_kernels", "twin_entry"):
+        made, binary = cases.variant(kernel, parameters, "sm_90", (), arguments)
+        entry = KernelEntry(
+            kernel, (), parameters, (made,), "0" * 64, ("cdiv(x, entry)", "int64_t")
+        )
+        entries.append((entry, [binary]))
+    cases.lay_out(tmp_path, "twin", entries)
+    cases.shared_library(tmp_path, "twin")
+
+
 def test_manifests_that_c_cannot_have(tmp_path):
     entry, binaries = cases.launches_entry("kernel")
     (variant,) = entry.variants
