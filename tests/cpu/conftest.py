@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import aot_c_cases as cases
-import aot_c_process
 import pytest
 
+import aot_c_cases as cases
+import aot_c_process
+
 ASAN = cases.sanitizer("asan")
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
 
 
 @pytest.fixture(
