@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,18 @@ from pathlib import Path
 
 import aot_kernels
 import pytest
+import torch
+from triton import knobs
 
 import gristmill
 from aot_cases import EXAMPLES, add_kernel, entry, matmul_kernel, module
+from aot_cases import example as kernel_files
 from gristmill import aot
 from gristmill.aot import building, compiler
 from gristmill.aot.manifest import MANIFEST_FILE
+from gristmill.compile.executor import EXECUTOR
+from gristmill.core.launch import Launch
+from gristmill.core.target import compile_target
 from gristmill.errors import (
     CompileError,
     IncompleteBuildError,
@@ -48,8 +55,9 @@ TILE = aot.Kernel(aot_kernels.copy_tile).spec(
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Three kernels for three architectures, in one artifact."""
+    small = dict.fromkeys(("x_ptr", "y_ptr", "out_ptr"), aot.Ptr("T", small=True))
     kernels = [
-        add_kernel().types(T=["fp16"]).grid("cdiv(n_elements, BLOCK_SIZE)"),
+        add_kernel(**small).types(T=["fp16"]).grid("cdiv(n_elements, BLOCK_SIZE)"),
         SCALARS,
         TILE.types(T=["bf16"]),
     ]
@@ -140,6 +148,19 @@ def test_a_descriptor_of_the_host_is_encoded_where_there_is_tma(built):
         assert (slots[0].part, slots[0].type) == ("value", "pointer")
         assert [(s.part, s.type, s.index) for s in slots[-4:]] == tail
         assert {(s.part, s.type) for s in slots[5:-4]} == {("value", "i1")}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_binary_is_the_one_that_the_jit_compiles(built, arch, tmp_path, monkeypatch):
+    monkeypatch.setattr(knobs.compilation, "disable_line_info", True)
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
+    x = torch.empty(64, dtype=torch.float16, device="meta")
+    fn = kernel_files("vector_add").add_kernel
+    launch = Launch(fn, (1,), (x, x, x, 64), {"BLOCK_SIZE": 64})
+    theirs = EXECUTOR.compile(launch, compile_target(arch)).kernel.kernel
+    values = {"x_ptr": 0, "y_ptr": 0, "out_ptr": 0, "n_elements": 64, "BLOCK_SIZE": 64}
+    ours = aot.select(kernel_of(built, "add_kernel"), arch, {"T": "fp16"}, values)
+    assert hashlib.sha256(theirs).hexdigest() == ours.binary
 
 
 def test_nothing_of_this_machine_is_in_an_artifact(built):
