@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gristmill.aot.row_choice import row_of
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
+    from gristmill.aot.tracing import trace
 
 _HOMES = {
     "artifact": ("damaged_files", "read_manifest"),
@@ -29,6 +30,7 @@ _HOMES = {
     "row_choice": ("row_of",),
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
+    "tracing": ("trace",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -53,6 +55,7 @@ __all__ = [
     "read_manifest",
     "row_of",
     "select",
+    "trace",
 ]
 
 
