@@ -148,7 +148,7 @@ def specifications(calls: Mapping[Any, Sequence[Call]]) -> tuple[Kernel, ...]:
 
 
 def _kinds(call: Call, others: Sequence[Call]) -> tuple[str, ...]:
-    """What one specification has one kind of; a pointer that is null is one where it ever is one."""
+    """What one specification has one of; a pointer that is null is one where it ever is one."""
     return tuple(
         "pointer" if one.kind == "null" and any(c.seen[i].kind == "pointer" for c in others)
         else one.kind
