@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 import aot_c_cases as cases
 import aot_c_process
 import aot_module_process
-import pytest
 
 ASAN = cases.sanitizer("asan")
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
 
 
 @pytest.fixture(

@@ -9,11 +9,11 @@ import os
 import re
 import subprocess
 
-import aot_c_cases as cases
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aot_c_cases as cases
 from gristmill import native
 from gristmill.aot.c_artifact import write
 from gristmill.aot.c_grid import checked
@@ -110,6 +110,22 @@ def test_names_that_c_cannot_have(tmp_path):
     refused(tmp_path, entry, [made[1]], message="'int' and 'int_' are both 'int_' in C")
 
 
+@pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
+def test_names_that_are_used_already_do_not_clash(tmp_path):
+    names = ["twin_kernels", "int64_t", "GM_LOAD", "gristmill_pointer", "stream", "x", "entry", "ñ"]
+    parameters = tuple(Parameter(name, "integer", "int") for name in names)
+    arguments = [Argument("i32")] * len(names)
+    entries = []
+    for kernel in ("twin", "twin_kernels", "twin_entry"):
+        made, binary = cases.variant(kernel, parameters, "sm_90", (), arguments)
+        entry = KernelEntry(
+            kernel, (), parameters, (made,), "0" * 64, ("cdiv(x, entry)", "int64_t")
+        )
+        entries.append((entry, [binary]))
+    cases.lay_out(tmp_path, "twin", entries)
+    cases.shared_library(tmp_path, "twin")
+
+
 def test_manifests_that_c_cannot_have(tmp_path):
     entry, binaries = cases.launches_entry("kernel")
     (variant,) = entry.variants
@@ -130,6 +146,16 @@ def test_manifests_that_c_cannot_have(tmp_path):
         binaries,
         message="clusters of 2 blocks on gfx942",
     )
+    tensor, tensors = cases.tensor_entry("kernel")
+    first, second = tensor.variants
+    outside = (dataclasses.replace(first.slots[1], index=2), *first.slots[2:])
+    flat = (dataclasses.replace(first.descriptors[0], block=(64,)),)
+    for fields, said in (
+        ({"slots": outside}, "'t' (shape) as i32"),
+        ({"descriptors": flat}, "(64,)"),
+    ):
+        broken = (dataclasses.replace(first, **fields), second)
+        refused(tmp_path, dataclasses.replace(tensor, variants=broken), tensors, message=said)
     many = tuple(dataclasses.replace(variant, arch=f"sm_{80 + i}") for i in range(33))
     refused(
         tmp_path,

@@ -8,10 +8,10 @@ import itertools
 import math
 import struct
 
-import aot_c_cases as cases
 import pytest
-from aot_c_process import Library, Tensor, at
 
+import aot_c_cases as cases
+from aot_c_process import Library, Tensor, at
 from gristmill.native import ELEMENTS
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
@@ -286,6 +286,9 @@ def tensors(path):
     rest = [struct.pack("<i", 9), *SCRATCH]
     encoded = struct.pack("<Q", 0x10000) + b"\xa5" * 120
     assert launch.parameters == [encoded, *extents, *rest]
+    launch = lib.ok("nibbles", tensor(), 9)  # two 4-bit values a byte
+    assert launch.parameters[1:6] == [extents[0], struct.pack("<i", 160), *extents[2:], rest[0]]
+    assert list(Map.from_address(lib.fake.fake_last_map()).shape)[:2] == [160, 100]
     far = (ctypes.c_int64 * 2)(2**31, 80)
     flat, odd = (ctypes.c_int64 * 2)(88, 2), (ctypes.c_int64 * 2)(81, 1)
     for wrong, said in (

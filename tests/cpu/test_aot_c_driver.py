@@ -7,8 +7,9 @@ import ctypes
 import struct
 import threading
 
-import aot_c_cases as cases
 import pytest
+
+import aot_c_cases as cases
 from aot_c_process import Library, at
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")

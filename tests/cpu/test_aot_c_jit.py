@@ -6,18 +6,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 
-import aot_c_cases as cases
 import pytest
 import torch
 import triton
 import triton.language as tl
-from aot_c_process import Child, Library, at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton._C.libtriton import native_specialize_impl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
+import aot_c_cases as cases
+from aot_c_process import Child, Library, at
 from gristmill.aot.c_artifact import write
 from gristmill.aot.manifest import Argument, KernelEntry, Manifest, Parameter
 

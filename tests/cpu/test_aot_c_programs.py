@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 
-import aot_c_cases as cases
 import pytest
+
+import aot_c_cases as cases
 from aot_c_cases import DATA, WARNINGS, compiled
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")

@@ -7,11 +7,11 @@ import math
 import struct
 from fractions import Fraction
 
-import aot_c_cases as cases
 import numpy as np
 import pytest
-from aot_c_process import Library, Number
 
+import aot_c_cases as cases
+from aot_c_process import Library, Number
 from gristmill.native import ELEMENTS
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")

@@ -41,13 +41,14 @@ def copy_tile(source, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @tl.core.builtin
 def misbehave(fault, _semantic=None):
-    """Kill or stop the compiler that comes to this."""
-    os.kill(os.getpid(), signal.SIGKILL if fault.value == 2 else signal.SIGSTOP)
+    """Kill or stop the compiler that comes to this, or kill the server that it was forked from."""
+    victim = os.getppid() if fault.value == 4 else os.getpid()
+    os.kill(victim, signal.SIGSTOP if fault.value == 3 else signal.SIGKILL)
 
 
 @triton.jit
 def faulty(out, n, FAULT: tl.constexpr):
-    """Compiles for 0; 1 is refused, 2 kills the compiler, 3 hangs it."""
+    """Compiles for 0; 1 is refused, 2 kills the compiler, 3 hangs it, 4 kills its server."""
     tl.static_assert(FAULT != 1, "fault one")
     if FAULT > 1:
         misbehave(FAULT)

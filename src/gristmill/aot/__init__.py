@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gristmill.aot.row_choice import row_of
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
+    from gristmill.aot.tracing import trace
     from gristmill.aot.wheel import wheel
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "row_choice": ("row_of",),
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
+    "tracing": ("trace",),
     "wheel": ("wheel",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -59,6 +61,7 @@ __all__ = [
     "read_manifest",
     "row_of",
     "select",
+    "trace",
     "wheel",
 ]
 

@@ -122,9 +122,7 @@ def build(
         failures = tuple(failure for one in made for failure in one.failures)
         if not entries:
             raise CompileError(f"nothing was written: {_summary(failures)}")
-        tools = {"gristmill": gristmill.__version__}
-        for one in made:
-            tools.update((n, ", ".join(sorted(v))) for n, v in sorted(one.tools.items()))
+        tools = _versions([one.tools for one in made])
         manifest = Manifest(name, tuple(entries), tools, functions=complete(functions, entries))
         manifest = writing.write(manifest, Path(scratch, BINARIES), place)
     compiled = sum(one.compiled for one in made)
@@ -151,6 +149,13 @@ def _check(kernels: Sequence[Specification], archs: Sequence[str], jobs: int | N
         )
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise InvalidInputError(f"`jobs` is {jobs!r}; it needs a positive whole number. Pass one.")
+
+
+def _versions(found: Sequence[Mapping[str, set[str]]]) -> dict[str, str]:
+    """The versions of the tools; a tool can have several, for different architectures."""
+    names = sorted({name for tools in found for name in tools})
+    versions = {name: set().union(*(tools.get(name, ()) for tools in found)) for name in names}
+    return {"gristmill": gristmill.__version__} | {n: ", ".join(sorted(versions[n])) for n in names}
 
 
 def _summary(failures: Sequence[Failure]) -> str:

@@ -20,14 +20,15 @@ from gristmill.aot.c_header import (
     field_value,
 )
 from gristmill.aot.c_names import comment, identifier, text
-from gristmill.aot.c_tables import Field, architectures, element_code, tables_of
+from gristmill.aot.c_tables import Field, Launched, architectures, element_code, tables_of
 from gristmill.aot.manifest import Manifest, Value
 from gristmill.errors import ArtifactError
 from gristmill.record import record
 
 RUNTIME = "gristmill"  # the folder of the runtime's headers, beside the source
 LINE = 96
-RESERVED_SUFFIXES = ("last_error", "preload", "unload", "set_allocator", "artifact", "elements")
+Rows = list[tuple[Any, ...]]
+SUFFIXES = ("last_error", "preload", "unload", "set_allocator")
 
 
 @record
@@ -74,15 +75,15 @@ def write(manifest: Manifest, folder: str | Path) -> list[str]:
 def _render(manifest: Manifest, folder: Path) -> dict[str, str]:
     name = manifest.name
     archs = architectures(manifest)
-    functions: dict[tuple[Any, ...], int] = {}
+    functions: dict[Launched, int] = {}
     tables = [tables_of(entry, archs, functions) for entry in manifest.kernels]
     kernels = [
         kernel_view(entry, t, archs) for entry, t in zip(manifest.kernels, tables, strict=True)
     ]
     _check_names(name, kernels)
-    binaries = {function[1]: _embedded(folder, function) for function in functions}
-    slots = {function[10]: None for function in functions if function[10]}
-    maps = {function[11]: None for function in functions if function[11]}
+    binaries = {f.binary: _embedded(folder, f.arch, f.binary) for f in functions}
+    slots = list(dict.fromkeys(f.slots for f in functions if f.slots))
+    maps = list(dict.fromkeys(f.maps for f in functions if f.maps))
     scope: dict[str, Any] = {
         "name": name,
         "version": version_of(manifest),
@@ -94,10 +95,10 @@ def _render(manifest: Manifest, folder: Path) -> dict[str, str]:
         "elements": list(native.ELEMENTS),
         "kernels": kernels,
         "starts": {k.name: _starts(k) for k in kernels},
-        "slot_rows": [[_row(slot[0], slot[1], slot[2]) for slot in row] for row in slots],
+        "slot_rows": [[_row(*slot) for slot in row] for row in slots],
         "map_rows": [[_row(*row[:-1], _row(*row[-1])) for row in rows] for rows in maps],
         "kernel_rows": [
-            _kernel_row(name, function, archs, list(binaries), list(slots), list(maps))
+            _kernel_row(name, function, archs, list(binaries), slots, maps)
             for function in functions
         ],
     }
@@ -119,7 +120,7 @@ def version_of(manifest: Manifest) -> str:
 
 
 def _check_names(name: str, kernels: list[Kernel]) -> None:
-    taken = dict.fromkeys((f"{name}_{suffix}" for suffix in RESERVED_SUFFIXES), "the artifact")
+    taken = dict.fromkeys((f"{name}_{suffix}" for suffix in SUFFIXES), "the artifact")
     for kernel in kernels:
         for function in _functions(kernel):
             if function.name in taken:
@@ -130,8 +131,7 @@ def _check_names(name: str, kernels: list[Kernel]) -> None:
             taken[function.name] = f"the kernel {kernel.name!r}"
 
 
-def _embedded(folder: Path, function: tuple[Any, ...]) -> Embedded:
-    arch, binary = function[:2]
+def _embedded(folder: Path, arch: str, binary: str) -> Embedded:
     path = f"kernels/{binary}.{'cubin' if _is_cuda(arch) else 'hsaco'}"
     try:
         return Embedded(path, (folder / path).stat().st_size, arch)
@@ -151,30 +151,23 @@ def _row(*values: Any) -> str:
 
 
 def _kernel_row(
-    name: str,
-    function: tuple[Any, ...],
-    archs: list[str],
-    binaries: list[str],
-    slots: list[Any],
-    maps: list[Any],
+    name: str, function: Launched, archs: list[str], binaries: list[str], slots: Rows, maps: Rows
 ) -> str:
-    arch, binary, symbol, threads, cluster, shared, scratch, alignment, *flags, taken, made = (
-        function
-    )
     return _row(
-        text(symbol),
-        binaries.index(binary),
-        archs.index(arch),
-        threads,
-        cluster,
-        shared,
-        scratch,
-        alignment,
-        f"{name}_slots_{slots.index(taken)}" if taken else "NULL",
-        f"{name}_maps_{maps.index(made)}" if made else "NULL",
-        len(taken),
-        len(made),
-        *(int(flag) for flag in flags),
+        text(function.symbol),
+        binaries.index(function.binary),
+        archs.index(function.arch),
+        function.threads,
+        function.cluster,
+        function.shared,
+        function.scratch,
+        function.alignment,
+        f"gm_{name}_slots_{slots.index(function.slots)}" if function.slots else "NULL",
+        f"gm_{name}_maps_{maps.index(function.maps)}" if function.maps else "NULL",
+        len(function.slots),
+        len(function.maps),
+        int(function.cooperative),
+        int(function.pdl),
     )
 
 

@@ -89,7 +89,9 @@ def passed(entry: KernelEntry) -> list[Passed]:
         ArtifactError: two names are one in C, or a type is unknown there.
     """
     variables = [name for name, _ in entry.variables]
-    names = identifiers([p.name for p in entry.parameters], entry.name)
+    functions = {entry.name, f"{entry.name}_grid"}  # a parameter would hide them
+    plain = [f"{p.name}_" if p.name in functions else p.name for p in entry.parameters]
+    names = identifiers(plain, entry.name)
     carried = {p.type for p in entry.parameters if p.kind in ("pointer", "descriptor")}
     made: list[Passed] = []
     for parameter, name in zip(entry.parameters, names, strict=True):

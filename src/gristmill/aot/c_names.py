@@ -16,6 +16,7 @@ RESERVED = frozenset(
     or_eq private protected public register reinterpret_cast restrict short signed sizeof static
     static_assert static_cast struct switch template this thread_local throw true typedef typeid
     typename typeof union unsigned using virtual void volatile wchar_t xor xor_eq
+    int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t uintptr_t size_t
     NULL EOF BUFSIZ errno stdin stdout stderr linux unix major minor
     num_warps num_stages grid grid_x grid_y grid_z stream
     """.split()  # noqa: SIM905 - seventy words read better so
@@ -26,7 +27,8 @@ MARK = re.compile(r"[^A-Za-z0-9_]")
 def identifier(name: str) -> str:
     """A name as an identifier: letters outside ASCII by their number, reserved names with `_`."""
     plain = MARK.sub(lambda m: f"u{ord(m[0]):x}", name)
-    return f"{plain}_" if plain in RESERVED or plain.startswith(("gm_", "gristmill_")) else plain
+    taken = plain in RESERVED or plain.lower().startswith(("gm_", "gristmill_"))
+    return f"{plain}_" if taken else plain
 
 
 def identifiers(names: list[str], where: str) -> list[str]:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gristmill.aot.manifest import Argument, KernelEntry, Manifest, Parameter, Value, Variant
+from gristmill.aot.manifest import (
+    Argument,
+    Descriptor,
+    KernelEntry,
+    Manifest,
+    Parameter,
+    Value,
+    Variant,
+)
 from gristmill.errors import ArtifactError
 from gristmill.native import ELEMENTS
 from gristmill.record import record
@@ -79,6 +87,31 @@ class Group:
     num_stages: int
     needs: tuple[int, ...]
     kernels: tuple[int, ...]
+
+
+@record
+class Launched:
+    """A function of a binary, and how it is launched; variants share them.
+
+    Attributes:
+        scratch, alignment: bytes a block of the grid, and of what their address is a multiple.
+        slots: (pass, index, source) of each `gm_slot`.
+        maps: (source, rank, element size, element type, swizzle, padded, box) of each
+            `gm_map_plan`.
+    """
+
+    arch: str
+    binary: str
+    symbol: str
+    threads: int
+    cluster: int
+    shared: int
+    scratch: int
+    alignment: int
+    cooperative: bool
+    pdl: bool
+    slots: tuple[tuple[str, int, int], ...]
+    maps: tuple[tuple[Any, ...], ...]
 
 
 @record
@@ -164,7 +197,7 @@ def conditions_of(parameter: Parameter, index: int, argument: Argument) -> list[
     return []
 
 
-def tables_of(entry: KernelEntry, archs: list[str], kernels: dict[tuple[Any, ...], int]) -> Tables:
+def tables_of(entry: KernelEntry, archs: list[str], kernels: dict[Launched, int]) -> Tables:
     """A kernel's tables. `kernels` numbers functions of the whole artifact, and grows.
 
     Raises:
@@ -182,7 +215,7 @@ def tables_of(entry: KernelEntry, archs: list[str], kernels: dict[tuple[Any, ...
     groups: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for variant, conditions in zip(entry.variants, needed, strict=True):
         key = archs.index(variant.arch) << shift | _key(variant, fields)
-        kernel = kernels.setdefault(function_of(entry, variant), len(kernels))
+        kernel = kernels.setdefault(launched(entry, variant), len(kernels))
         rows = groups.setdefault((key, variant.num_warps, variant.num_stages), [])
         rows.append((sum(bit[c] for c in conditions), kernel))
     made = [
@@ -204,12 +237,11 @@ def _key(variant: Variant, fields: tuple[Field, ...]) -> int:
     )
 
 
-def function_of(entry: KernelEntry, variant: Variant) -> tuple[Any, ...]:
-    """What identifies a function to launch: (arch, binary, symbol, threads, cluster, shared bytes,
-    scratch bytes, their alignment, cooperative, pdl, slots, descriptors).
+def launched(entry: KernelEntry, variant: Variant) -> Launched:
+    """How a variant is launched.
 
-    Slots are (pass, index, source) of `gm_slot`; descriptors (source, rank, element size, element
-    type, swizzle, padded, box) of `gm_map_plan`.
+    Raises:
+        ArtifactError: C's tables cannot say it.
     """
     where = {parameter.name: i for i, parameter in enumerate(entry.parameters)}
     if variant.arch.startswith("gfx") and variant.cluster > 1:
@@ -223,19 +255,19 @@ def function_of(entry: KernelEntry, variant: Variant) -> tuple[Any, ...]:
             f"{len(variant.descriptors)} descriptors; C's tables have {MAX_SLOTS} and "
             f"{MAX_DESCRIPTORS}. Give the kernel fewer."
         )
-    return (
-        variant.arch,
-        variant.binary,
-        variant.symbol,
-        variant.threads,
-        variant.cluster,
-        variant.usage.shared_bytes,
-        variant.scratch_bytes,
-        variant.scratch_align,
-        variant.cooperative,
-        variant.pdl,
-        tuple(_slot(entry, variant, where, i) for i in range(len(variant.slots))),
-        tuple(_map(where, descriptor) for descriptor in variant.descriptors),
+    return Launched(
+        arch=variant.arch,
+        binary=variant.binary,
+        symbol=variant.symbol,
+        threads=variant.threads,
+        cluster=variant.cluster,
+        shared=variant.usage.shared_bytes,
+        scratch=variant.scratch_bytes,
+        alignment=variant.scratch_align,
+        cooperative=variant.cooperative,
+        pdl=variant.pdl,
+        slots=tuple(_slot(entry, variant, where, i) for i in range(len(variant.slots))),
+        maps=tuple(_map(entry, where, descriptor) for descriptor in variant.descriptors),
     )
 
 
@@ -277,7 +309,8 @@ def _tensor_pass(entry: KernelEntry, variant: Variant, number: int) -> str:
         ("value", 8): "GM_BASE",
         ("value", 1): "GM_ZERO",  # whether what lies outside reads as NaN: it reads as zero
     }
-    if (slot.part, slot.size) not in passes:
+    rank = next(p.rank for p in entry.parameters if p.name == slot.source)
+    if (slot.part, slot.size) not in passes or not 0 <= slot.index < max(1, rank):
         raise _mismatch(entry, variant, number)
     return passes[slot.part, slot.size]
 
@@ -290,7 +323,13 @@ def _mismatch(entry: KernelEntry, variant: Variant, number: int) -> ArtifactErro
     )
 
 
-def _map(where: dict[str, int], plan: Any) -> tuple[Any, ...]:
+def _map(entry: KernelEntry, where: dict[str, int], plan: Descriptor) -> tuple[Any, ...]:
+    if len(plan.block) != entry.parameters[where[plan.source]].rank:
+        raise ArtifactError(
+            f"the descriptor {plan.source!r} of {entry.name!r} has "
+            f"{entry.parameters[where[plan.source]].rank} dimensions, and its block {plan.block}. "
+            "Build the artifact again."
+        )
     if not 1 <= len(plan.block) <= MAX_RANK:
         raise ArtifactError(
             f"the descriptor {plan.source!r} has {len(plan.block)} dimensions; the hardware takes "

@@ -113,16 +113,19 @@ class Compiler:
         """
         waiting = dict(enumerate(requests))
         while waiting:
-            before = len(waiting)
+            alive, starts = self._child.alive, self._child.started
             try:
                 self._ask(folder, waiting, told)
             except (ChildDied, ChildTimedOut) as error:
                 self._child.stop()
-                if len(waiting) < before:
-                    continue  # the rest goes to a new server
-                for index in waiting:  # nothing came of a whole one
+                # Which of several took the server along is not known: the next server has one at a
+                # time. One that does not start takes all along.
+                known = list(waiting)[:1] if self._jobs == 1 else []
+                began = alive or self._child.started > starts
+                for index in known if began else list(waiting):
+                    del waiting[index]
                     told(index, Answer("crash", f"the compile server was lost: {error}"))
-                return
+                self._jobs = 1
 
     def _ask(
         self,

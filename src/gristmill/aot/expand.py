@@ -17,6 +17,7 @@ from gristmill.aot.classes import (
     products,
     specialisation,
 )
+from gristmill.aot.inspection import described
 from gristmill.aot.manifest import Argument, Parameter, Value
 from gristmill.aot.signature import (
     declared,
@@ -59,14 +60,7 @@ class Combination:
 
     def text(self, parameters: Sequence[Parameter]) -> str:
         """It in words, for messages."""
-        words = [self.arch]
-        for parameter, one in zip(parameters, self.arguments, strict=True):
-            if one.type == "constexpr":
-                words.append(f"{parameter.name}={one.value!r}")
-            else:
-                words.append(f"{parameter.name}:{one.type}{':16' * one.divisible}")
-        words += [f"num_warps={self.num_warps}", f"num_stages={self.num_stages}"]
-        return " ".join([*words, *(f"{name}={value!r}" for name, value in self.options.items())])
+        return described(self, parameters)
 
 
 @record

@@ -1,8 +1,9 @@
-"""The nouns of an operator in an artifact: which kernels a call of it launches, with what, and when.
+"""The nouns of an operator in an artifact: which kernels a call of it launches, with what, and
+when.
 
 Sizes are expressions in the language of grids (`c_grid`): whole numbers, `+ - * // %`, `cdiv`,
-`min` and `max`, over `<argument>_size_<d>` and `<argument>_stride_<d>` (in elements) of tensors, and
-`<argument>_address`.
+`min` and `max`, over `<argument>_size_<d>` and `<argument>_stride_<d>` (in elements) of tensors,
+and `<argument>_address`.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ Plans = str | os.PathLike[str] | Pack | None
 
 @record
 class Chosen:
-    """A Triton implementation with its config, and why it was taken; `planned`: it is the plan's own
-    choice."""
+    """A Triton implementation with its config, and why it was taken; `planned`: it is the plan's
+    own choice."""
 
     implementation: Implementation
     config: Config
@@ -104,7 +104,9 @@ def chosen(op: Op, problem: Problem, source: Source, objective: Objective) -> Ch
     for candidate in (plan.candidate, plan.fallback):
         if candidate is not None and (one := _valid(able, candidate, problem, source.target)):
             if candidate == plan.candidate:
-                return Chosen(*one, f"{plan.origin}: {plan.reason}".removesuffix(": "), planned=True)
+                return Chosen(
+                    *one, f"{plan.origin}: {plan.reason}".removesuffix(": "), planned=True
+                )
             return Chosen(*one, f"{_not_a_kernel(plan)} this is the plan's fallback")
     if not able:
         reasons = (

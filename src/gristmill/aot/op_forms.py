@@ -19,6 +19,7 @@ from gristmill.core.problem import (
     contiguous_strides,
 )
 
+LARGEST = 23  # the power of two up to which sizes are looked at
 Dims = Mapping[str, Mapping[int, str]]
 
 
@@ -51,37 +52,60 @@ def form_of(op: Op, problem: Problem) -> OpForm:
 
 
 def relatives(problem: Problem, dims: Dims) -> Iterator[Problem]:
-    """A problem, and it with any of its open sizes 0 or 1; of each, too, with gaps in its tensors,
-    behind rows or behind matrices: in one of them, and in all."""
-    names = sorted({name for of in dims.values() for name in of.values()})
+    """A problem, and it with any of its open sizes 0 or 1; of each, the layouts that callers
+    have."""
+    names = _names(dims)
     for sizes in itertools.product((None, 0, 1), repeat=len(names)):
-        one = _resized(problem, dims, dict(zip(names, sizes, strict=True)))
-        yield one
-        for dim in (-1, -2):
-            gaps = {n: g for n in dims if dims[n] and (g := _with_gaps(one[n], dim)) is not None}
-            for name, spec in gaps.items():
-                yield _with(one, {name: spec})
-            if len(gaps) > 1:
-                yield _with(one, gaps)
+        yield from _layouts(_resized(problem, dims, dict(zip(names, sizes, strict=True))), dims)
+
+
+def sizes_between(problem: Problem, dims: Dims) -> Iterator[Problem]:
+    """A problem with each of its open sizes any power of two, in the layouts that callers have."""
+    for name in _names(dims):
+        for power in range(1, LARGEST):
+            yield from _layouts(_resized(problem, dims, {name: 1 << power}), dims)
+
+
+def _names(dims: Dims) -> list[str]:
+    return sorted({name for of in dims.values() for name in of.values()})
+
+
+def _layouts(problem: Problem, dims: Dims) -> Iterator[Problem]:
+    """A problem as it is, and with gaps in its tensors, behind rows or behind matrices, in one of
+    them or in all; and all of these off 16 bytes."""
+    yield problem
+    found = [problem]
+    for dim, by_bytes in ((-1, ALIGNMENT_BYTES), (-1, 0), (-2, 0)):
+        gaps = {
+            name: gap
+            for name in dims
+            if dims[name] and (gap := _with_gaps(problem[name], dim, by_bytes)) is not None
+        }
+        found += (_with(problem, {name: spec}) for name, spec in gaps.items())
+        if len(gaps) > 1:
+            found.append(_with(problem, gaps))
+    yield from found[1:]
+    for one in found:
+        yield _with(one, {n: replace(s, aligned=False) for n, s in one.tensors.items()})
 
 
 def _resized(problem: Problem, dims: Dims, sizes: Mapping[str, int | None]) -> Problem:
     changed = {}
     for tensor, spec in problem.tensors.items():
-        asked = {d: sizes[name] for d, name in dims.get(tensor, {}).items()}
-        shape = tuple(n if asked.get(d) is None else asked[d] for d, n in enumerate(spec.shape))
+        asked = {d: sizes.get(name) for d, name in dims.get(tensor, {}).items()}
+        shape = tuple(n if (a := asked.get(d)) is None else a for d, n in enumerate(spec.shape))
         strides = contiguous_strides(shape) if spec.is_contiguous else spec.strides
         changed[tensor] = replace(spec, shape=shape, strides=strides)
     return _with(problem, changed)
 
 
-def _with_gaps(spec: TensorSpec, dim: int) -> TensorSpec | None:
-    """A tensor as a part of one that is larger in `dim`, by 16 bytes or a row; `None` where it has
-    no dimension before, or its rows are not dense."""
+def _with_gaps(spec: TensorSpec, dim: int, size_bytes: int) -> TensorSpec | None:
+    """A tensor as a part of one that is larger in `dim`, by so many bytes, but by one at least;
+    `None` where it has no dimension before, or its rows are not dense."""
     if len(spec.shape) <= -dim or spec.strides[-1] != 1:
         return None
     whole = list(spec.shape)
-    whole[dim] += max(1, ALIGNMENT_BYTES // spec.itemsize) if dim == -1 else 1
+    whole[dim] += max(1, size_bytes // spec.itemsize)
     return replace(spec, strides=contiguous_strides(whole))
 
 

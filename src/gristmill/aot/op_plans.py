@@ -2,8 +2,8 @@
 
 Every launcher is a pure function from arguments and a config to launches. Run on symbols in place
 of the sizes that a plan holds for a range of, it gives grids and arguments as expressions, and what
-it asked of the sizes as conditions; the kernels are those that it names, compiled for the classes of
-arguments that such calls have.
+it asked of the sizes as conditions; the kernels are those that it names, compiled for the classes
+of arguments that such calls have.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gristmill.aot.building import TIMEOUT_S, BuildReport, build
 from gristmill.aot.functions import Condition, OpForm, OpFunction, OpLaunch, Row
 from gristmill.aot.kernel import Kernel
 from gristmill.aot.op_choice import Chosen, Plans, Source, chosen, source_of, target_of
-from gristmill.aot.op_forms import Dims, arguments_of, form_of, relatives
+from gristmill.aot.op_forms import Dims, arguments_of, form_of, relatives, sizes_between
 from gristmill.aot.op_specs import Kernels
 from gristmill.aot.op_trace import TracedRow, trace
 from gristmill.aot.row_choice import holds
@@ -155,7 +155,10 @@ class _Builder:
             kept = [p for p in listed if self._add(p, dims[p], source, named=True)]
             others = {r: dims[p] for p in kept for r in relatives(p, dims[p])}
             for problem, of in others.items():
-                self._add_if_new(problem, of, source)
+                self._add_if_new(problem, of, source, within=True)
+            between = {r: dims[p] for p in kept for r in sizes_between(p, dims[p])}
+            for problem, of in between.items():
+                self._add_if_new(problem, of, source, within=False)
         if not any(one.rows for one in self.forms.values()):
             raise UnsupportedProblemError(
                 f"no problem of `{self.op.name}` is computed by a Triton kernel: "
@@ -204,11 +207,11 @@ class _Builder:
         self._form(problem).rows.append((tuple(edge for _, edge in traced.axes), row))
         return True
 
-    def _add_if_new(self, problem: Problem, dims: Dims, source: Source) -> None:
-        """Add a row where none was chosen for such sizes."""
+    def _add_if_new(self, problem: Problem, dims: Dims, source: Source, within: bool) -> None:
+        """Add a row where none holds for such sizes; `within` its limits."""
         sizes = sizes_of(problem.tensors)
         for _, row in self._form(problem).rows:
-            asked = (*row.conditions, *row.limits)
+            asked = (*row.conditions, *row.limits) if within else row.conditions
             if row.arch == source.target.arch and all(holds(c, sizes) for c in asked):
                 return
         self._add(problem, dims, source)
@@ -236,7 +239,7 @@ def _ordered(rows: Sequence[tuple[tuple[int, ...], Row]]) -> tuple[Row, ...]:
         does = (row.arch, row.conditions, row.workspace, row.launches)
         of_sizes = (row.arch, row.conditions)
         last = next((k for k in reversed(found) if k[:2] == of_sizes), None)
-        if last == does:
+        if last is not None and last == does:
             del found[last]
         key = does if does not in found else (*does, row.limits)
         found[key] = row

@@ -83,7 +83,7 @@ def _specs(fn: Any, launch: TracedLaunch) -> dict[str, Spec]:
     """What the kernel's run-time parameters are."""
     names = [p.name for p in declared(fn) if not p.constexpr]
     rows = zip(names, launch.passed, launch.types, launch.blocks, strict=True)
-    return {name: _spec(*row) for name, *row in rows}
+    return {name: _spec(passed, type_, block) for name, passed, type_, block in rows}
 
 
 def _spec(passed: Passed, type_: str, block: Sequence[int]) -> Spec:

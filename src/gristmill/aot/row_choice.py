@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -38,12 +39,17 @@ def value(expression: str, sizes: Mapping[str, int]) -> int:
         ArtifactError: it is none of the language, names what is not among `sizes`, or divides by 0.
     """
     try:
-        return _value(ast.parse(expression, mode="eval").body, sizes)
+        return _value(_parsed(expression), sizes)
     except (SyntaxError, KeyError, ZeroDivisionError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"the expression {expression!r} has no value: {type(error).__name__}: {error}. Build "
             "the artifact again."
         ) from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(expression: str) -> ast.expr:
+    return ast.parse(expression, mode="eval").body
 
 
 def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:

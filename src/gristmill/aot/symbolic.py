@@ -21,7 +21,8 @@ class Traced(torch.Tensor):
     """A tensor of symbolic sizes, without memory. Its address is a symbol too, so that asking for
     its alignment is noted."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    # A view of one is plain, and has no address to ask for. There is no public name for this.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore  # noqa: PGH003, SLF001
     address: Any = 0
 
     def data_ptr(self) -> Any:

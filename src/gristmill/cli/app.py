@@ -35,7 +35,7 @@ INPUT_ERRORS = (
 )
 COMMANDS = (
     "list", "explain", "tune", "replay", "bench", "report", "tables", "cache", "freeze",
-    "doctor",
+    "aot", "doctor",
 )  # fmt: skip
 
 

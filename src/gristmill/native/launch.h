@@ -13,6 +13,7 @@
 typedef struct gm_storage {
     void *parameters[GM_MAX_SLOTS];
     gm_map maps[GM_MAX_DESCRIPTORS];
+    int64_t extents[GM_MAX_DESCRIPTORS]; /* innermost ones that are not the caller's own */
     uint64_t zero;
     uint64_t scratch; /* an address in: */
     uint64_t memory;
@@ -112,6 +113,21 @@ GM_COLD int32_t gm_release_scratch(const gm_call *call, uint8_t vendor,
                 : GRISTMILL_OK;
 }
 
+/* The extent that a slot passes: the caller's, or twice the innermost one of padded 4-bit values, of
+   which two are a byte. */
+GM_FUNCTION const int64_t *gm_extent(const gm_kernel *kernel, const gm_slot *slot,
+                                     const gristmill_descriptor *tensor, gm_storage *storage) {
+    uint32_t i;
+    for (i = 0; i < kernel->map_count; i++) {
+        const gm_map_plan *plan = &kernel->maps[i];
+        if (plan->source != slot->source) continue;
+        if (!plan->fp4_padded || slot->index != plan->rank - 1) break;
+        storage->extents[i] = tensor->shape[slot->index] * 2; /* encoded, so below 2^31 */
+        return &storage->extents[i];
+    }
+    return &tensor->shape[slot->index];
+}
+
 /* Encodes the call's tensors; shapes that are passed as 32 bits must fit. */
 GM_COLD int32_t gm_pack_tensors(const gm_call *call, const gm_kernel *kernel,
                                 gm_storage *storage) {
@@ -123,20 +139,21 @@ GM_COLD int32_t gm_pack_tensors(const gm_call *call, const gm_kernel *kernel,
     for (i = 0; i < kernel->slot_count; i++) {
         const gm_slot *slot = &kernel->slots[i];
         const gristmill_descriptor *tensor;
+        const int64_t *extent;
         if (slot->pass < GM_BASE || slot->pass > GM_STRIDE) continue;
         tensor = gm_tensor(call, slot->source);
-        if (slot->pass == GM_SHAPE32 &&
-            (tensor->shape[slot->index] < 0 || tensor->shape[slot->index] > INT32_MAX)) {
+        extent = gm_extent(kernel, slot, tensor, storage);
+        if (slot->pass == GM_SHAPE32 && (*extent < 0 || *extent > INT32_MAX)) {
             return gm_fail(GRISTMILL_INVALID_ARGUMENT, call->entry->name,
                            "`%s` has %" PRId64 " values along dimension %d; the kernel takes 0 to "
-                           "2147483647", call->entry->parameters[slot->source],
-                           tensor->shape[slot->index], slot->index);
+                           "2147483647", call->entry->parameters[slot->source], *extent,
+                           slot->index);
         }
         storage->parameters[i] = slot->pass == GM_BASE  ? (void *)(uintptr_t)&tensor->data
                                  : slot->pass == GM_MAP ? (void *)&storage->maps[slot->index]
                                  : slot->pass == GM_STRIDE
                                      ? (void *)(uintptr_t)&tensor->strides[slot->index]
-                                     : (void *)(uintptr_t)&tensor->shape[slot->index];
+                                     : (void *)(uintptr_t)extent;
     }
     return GRISTMILL_OK;
 }

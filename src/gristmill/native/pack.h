@@ -81,7 +81,7 @@ GM_COLD int32_t gm_encode(const gm_call *call, const gm_map_plan *plan, gm_map *
                            "needs 1 along the last, and multiples of 16 bytes before it", name,
                            stride, i, rank);
         }
-        shape[outward] = (uint64_t)extent << (plan->fp4_padded && i == rank - 1);
+        shape[outward] = (uint64_t)extent << (plan->fp4_padded && outward == 0);
         if (outward) strides[outward - 1] = (uint64_t)stride * plan->element_size;
         steps[i] = 1;
     }

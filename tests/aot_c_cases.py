@@ -23,7 +23,7 @@ from gristmill.aot.manifest import (
     Variant,
 )
 
-DATA = Path(__file__).parents[1] / "data" / "aot"
+DATA = Path(__file__).parent / "data" / "aot"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 SIZES = {"pointer": 8, "i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "map": 128}
 SIZES |= {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -160,7 +160,7 @@ def launches_entry(name, arch="sm_90", **more):
     return KernelEntry(name, (), parameters, (made,), "0" * 64), [binary]
 
 
-def tensor_entry():
+def tensor_entry(name="tensors", fp4_padded=False):
     """A tensor of two dimensions: encoded on the host for sm_90, taken apart for sm_80."""
     parameters = (Parameter("t", "descriptor", "T", rank=2), Parameter("k", "integer", "int"))
     arguments = [Argument("tensordesc<fp16[64,32]>"), Argument("i32")]
@@ -170,14 +170,14 @@ def tensor_entry():
     apart = [Slot("t", "pointer", 8), *(Slot("t", "i64", 8, "shape", i) for i in range(2))]
     apart += [*(Slot("t", "i64", 8, "stride", i) for i in range(2)), Slot("t", "i1", 1)]
     apart += [*extents, Slot("k", "i32", 4), *SCRATCH]
-    plan = Descriptor("t", (64, 32), 2, 6, 3)
+    plan = Descriptor("t", (64, 32), 2, 6, 3, fp4_padded)
     on_90 = {"slots": encoded, "descriptors": (plan,)}
     made = [
-        variant("tensors", parameters, "sm_90", ("fp16",), arguments, **on_90),
-        variant("tensors", parameters, "sm_80", ("fp16",), arguments, slots=apart),
+        variant(name, parameters, "sm_90", ("fp16",), arguments, **on_90),
+        variant(name, parameters, "sm_80", ("fp16",), arguments, slots=apart),
     ]
     variants = tuple(v for v, _ in made)
-    entry = KernelEntry("tensors", (("T", ("fp16",)),), parameters, variants, "0" * 64)
+    entry = KernelEntry(name, (("T", ("fp16",)),), parameters, variants, "0" * 64)
     return entry, [binary for _, binary in made]
 
 
@@ -221,6 +221,7 @@ def many():
             launches_entry("aligned", scratch_bytes=100, scratch_align=4096),
             launches_entry("greedy", shared=300_000),
             tensor_entry(),
+            tensor_entry("nibbles", fp4_padded=True),
             wide_entry(),
             grids_entry(),
         ],
