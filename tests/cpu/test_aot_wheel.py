@@ -4,6 +4,7 @@ CMake, run without Triton and gristmill. Launches go to the fake driver."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import re
 import shutil
@@ -19,9 +20,11 @@ from aot_op_cases import Operand, Plan
 
 import aot_c_cases as cases
 from aot_c_process import Launch
+from aot_cases import EXAMPLES, module
 from gristmill import aot
 from gristmill.aot.row_choice import value
 from gristmill.errors import ArtifactError, InvalidInputError
+from gristmill.specs import rms_norm
 
 pytestmark = [
     process.NEEDS,
@@ -362,6 +365,18 @@ def test_the_project_is_the_same_whoever_writes_it(artifact, project, tmp_path):
     ]
     assert written[0] == written[1]
     assert not any(str(tmp_path).encode() in content for content in written[1].values())
+
+
+def test_the_example_writes_a_project(tmp_path, monkeypatch, capsys):
+    make = module(EXAMPLES / "torch_ops" / "make.py", "make_torch_ops")
+    few = functools.partial(aot.op_kernels, problems=[rms_norm.problem_of((16, 4096))])
+    monkeypatch.setattr(aot, "op_kernels", few)
+    out = str(tmp_path / "fastops")
+    monkeypatch.setattr(sys, "argv", ["make.py", out, "--target", "sm_90", "--op", "rms_norm"])
+    make.main()
+    assert f"pip install {out}" in capsys.readouterr().out
+    (binary, *_) = (tmp_path / "fastops" / "csrc" / "fastops_kernels" / "kernels").iterdir()
+    assert binary.read_bytes()[:4] == b"\x7fELF"
 
 
 def test_what_makes_no_project_is_refused(artifact, tmp_path):
