@@ -79,6 +79,31 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
     return call
 
 
+def program_into(
+    implementation: Implementation,
+    config: Config,
+    values: tuple[Any, ...],
+    outputs: tuple[torch.Tensor, ...],
+) -> Any:
+    """A program of the op's arguments and then its outputs, which the caller gives; `None` where
+    there can be none. Valid as what `bind` gives is, for outputs of one alignment too."""
+    device = implementation.op.device(values)
+    if implementation.launcher is None or device.type != "cuda":
+        return None
+    problem = implementation.op.problem(values)
+    workspace = tuple(s.empty(device) for s in implementation.workspace(problem, config))
+    launches = [
+        launch
+        for launch in implementation.launches(values, outputs, workspace, config)
+        if 0 not in launch.grid
+    ]
+    arguments = (*values, *outputs)
+    makers = [_maker(tensor, arguments) for tensor in workspace]
+    slots = [v if isinstance(v, torch.Tensor) else None for v in (*arguments, *workspace)]
+    given = len(outputs)
+    return _program(launches, makers, slots, len(arguments), 0, device, given)
+
+
 def native(call: BoundCall) -> Any:
     """What a table of the C module runs for a bound call: its program, if it has one."""
     return getattr(call, "program", None) or call
@@ -100,12 +125,14 @@ def _program(
     arguments: int,
     outputs: int,
     device: torch.device,
+    given: int = 0,
 ) -> Any:
     if device.type != "cuda" or ready() is None:
         return None
     with torch.cuda.device(device):
         kernels = [EXECUTOR.loaded(launch) for launch in launches]
-    return program(arguments, outputs, makers, list(zip(launches, kernels, strict=True)), slots)
+    loaded = list(zip(launches, kernels, strict=True))
+    return program(arguments, outputs, makers, loaded, slots, given)
 
 
 def _unbound(implementation: Implementation, config: Config) -> BoundCall:
