@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,11 @@ BoundCall = Callable[..., Any]
 # The whole call is one generated function: no argument list is built, no loop runs (see `hot`).
 SOURCE = """
 def call({names}):
-    {allocate}
     if current() == index:
-        {launch}
+        {allocate}; {launch}
     else:
         with guard(index):
-            {launch}
+            {allocate}; {launch}
     return {result}
 """
 
@@ -60,7 +60,9 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
     addresses = ", ".join(f"{name}.data_ptr()" for name in tensors)
     steps = [f"launch_{i}({addresses})" for i in range(len(bound))]
     made = [name for name in tensors if name not in names]
-    allocations = [f"{name} = {_maker(name, tensors, names, scope)}" for name in made]
+    empty = _empty_strided(device)
+    make = _like if empty is None else functools.partial(_strided, empty)
+    allocations = [f"{name} = {make(name, tensors, names, scope)}" for name in made]
     results = [f"output_{i}" for i in range(len(outputs))]
     source = SOURCE.format(
         names=", ".join(names),
@@ -86,10 +88,33 @@ def _unbound(implementation: Implementation, config: Config) -> BoundCall:
     return call
 
 
-def _maker(
+def _empty_strided(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    """What code that Inductor generates allocates with, on the current device: it takes sizes,
+    strides and a dtype past torch's dispatcher. `None` where this torch or device has none."""
+    guards = torch._C._dynamo.guards  # pyright: ignore[reportAttributeAccessIssue]
+    return getattr(guards, f"_empty_strided_{device.type}", None)
+
+
+def _strided(
+    empty: Callable[..., torch.Tensor],
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    names: tuple[str, ...],
+    scope: dict[str, Any],
+) -> str:
+    """The expression that allocates a tensor like `tensors[name]`: 0.5 us (CPU tensors here)."""
+    del names
+    spec = TensorSpec.of(tensors[name])
+    scope["empty_strided"] = empty
+    scope[f"shape_{name}"], scope[f"strides_{name}"] = spec.shape, spec.strides
+    scope[f"dtype_{name}"] = spec.torch_dtype
+    return f"empty_strided(shape_{name}, strides_{name}, dtype_{name})"
+
+
+def _like(
     name: str, tensors: dict[str, torch.Tensor], names: tuple[str, ...], scope: dict[str, Any]
 ) -> str:
-    """The expression that allocates a tensor like `tensors[name]`, in the cheapest way.
+    """As `_strided`, by torch's public functions.
 
     `empty_like` of an argument costs 0.9 us, `new_empty` 1.3, `empty` 1.7 (CPU tensors here).
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 from gristmill.core.op import Op
 from gristmill.errors import RegistrationError
-from gristmill.ops._key import PLAIN, SCOPE, call_key, problem_key, values_key
+from gristmill.ops._key import PLAIN, SCOPE, addresses, call_key, problem_key, values_key
 
 # Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call. The
 # level of forward mode is known while Dynamo traces alone: what it compiles does not set it.
@@ -31,6 +31,17 @@ def {op}({signature}):
     call = lookup({values_key})
     return slow(({names},)) if call is None else call({names})
 """
+# In a compiled graph. With fixed sizes all of the key but the addresses is known.
+FIXED = """
+def {op}({signature}):
+    call = None if profiler._is_profiler_enabled or ({addresses}) & 15 else site.call
+    return slow(({names},)) if call is None else call({names})
+"""
+DYNAMIC = """
+def {op}({signature}):
+    call = None if profiler._is_profiler_enabled else lookup({values_key})
+    return slow(({names},)) if call is None else call({names})
+"""
 BOUND = """
 def __call__(self, {signature}):
     if compiling():
@@ -42,7 +53,8 @@ def __call__(self, {signature}):
     return self._call({names}) if fits else direct({names})
 """
 # What the templates name, beside `SCOPE`: no argument can.
-TAKEN = {"call", "defaults", "direct", "fits", "lookup", "overload", "reference", "self", "slow"}
+TAKEN = {"call", "defaults", "direct", "fits", "lookup", "overload", "reference", "self"}
+TAKEN |= {"site", "slow"}
 FACTS = """
 def facts({signature}):
     return {facts}
@@ -61,6 +73,31 @@ def values_function(
 ) -> Callable[..., Any]:
     """What the registered op runs on a device, where gradients and modes are dealt with."""
     return _make(VALUES, op, lookup=lookup, slow=slow)
+
+
+class Site:
+    """A place in a compiled graph that calls an op with tensors of fixed sizes.
+
+    Attributes:
+        call: what runs it where every tensor lies on 16 bytes; `None` where that is to be found.
+    """
+
+    __slots__ = ("__weakref__", "call")
+
+    def __init__(self) -> None:
+        self.call: Callable[..., Any] | None = None
+
+
+def site_function(op: Op, site: Site, slow: Callable[..., Any]) -> Callable[..., Any]:
+    """What such a place calls."""
+    return _make(FIXED, op, site=site, slow=slow)
+
+
+def dynamic_function(
+    op: Op, lookup: Callable[..., Any], slow: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What a compiled graph calls with sizes that vary."""
+    return _make(DYNAMIC, op, lookup=lookup, slow=slow)
 
 
 def bound_function(
@@ -117,6 +154,7 @@ def _make(template: str, op: Op, **known: Any) -> Callable[..., Any]:
             plain=PLAIN,
             call_key=call_key(op),
             values_key=values_key(op),
+            addresses=addresses(op),
             **{name: value for name, value in known.items() if isinstance(value, str)},
         ),
         scope,
