@@ -22,16 +22,6 @@ from gristmill.ops._key import is_plain
 pytestmark = pytest.mark.usefixtures("fresh_store")
 
 
-@pytest.fixture
-def x():
-    return torch.randn(6, 32)
-
-
-@pytest.fixture
-def weight():
-    return torch.randn(32)
-
-
 @pytest.mark.parametrize("name", ["matmul", "rms_norm", "silu_and_mul"])
 def test_a_public_function_has_its_schemas_signature(name):
     function = inspect.signature(getattr(gm, name)).parameters

@@ -10,10 +10,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from gristmill.compile.bound import program_of
 from gristmill.core.op import Op
 from gristmill.errors import RegistrationError
 from gristmill.native.calls import calls
-from gristmill.ops._key import PLAIN, SCOPE, call_key, problem_key, values_key
+from gristmill.ops._key import PLAIN, SCOPE, addresses, call_key, problem_key, values_key
 
 # What the C module has bound runs before a key is made in Python; `MISS`: it has no such call.
 FAST_VALUES = """
@@ -46,6 +47,23 @@ def {op}({signature}):
     call = lookup({values_key})
     return slow(({names},)) if call is None else call({names})
 """
+# In a compiled graph. With fixed sizes all of the key but the addresses is known.
+FIXED = """
+def {op}({signature}):
+    if profiler._is_profiler_enabled:
+        return slow(({names},))
+{fast_path}
+    call = None if ({addresses}) & 15 else site.call
+    return slow(({names},)) if call is None else call({names})
+"""
+DYNAMIC = """
+def {op}({signature}):
+    if profiler._is_profiler_enabled:
+        return slow(({names},))
+{fast_path}
+    call = lookup({values_key})
+    return slow(({names},)) if call is None else call({names})
+"""
 BOUND = """
 def __call__(self, {signature}):
     if compiling():
@@ -60,7 +78,7 @@ def __call__(self, {signature}):
 # What the templates name, beside `SCOPE`: no argument can.
 TAKEN = {
     "MISS", "call", "defaults", "direct", "done", "fast", "fits", "lookup", "overload", "reference",
-    "self", "slow",
+    "self", "site", "slow",
 }  # fmt: skip
 FACTS = """
 def facts({signature}):
@@ -82,6 +100,44 @@ def values_function(
 ) -> Callable[..., Any]:
     """What the registered op runs on a device, where gradients and modes are dealt with."""
     return _make(VALUES, op, **_fast(op, FAST_VALUES, "fast", table), lookup=lookup, slow=slow)
+
+
+class Site:
+    """A place in a compiled graph that calls an op with tensors of fixed sizes.
+
+    Attributes:
+        call: what runs it where every tensor lies on 16 bytes; `None` where that is to be found.
+        table: the same for the C module, if there is one.
+    """
+
+    __slots__ = ("__weakref__", "call", "table")
+
+    def __init__(self) -> None:
+        module = calls()
+        self.call: Callable[..., Any] | None = None
+        self.table: Any = None if module is None else module.Table(checked=False)
+
+    def remember(self, values: tuple[Any, ...], call: Callable[..., Any]) -> None:
+        self.call = call
+        if self.table is not None:
+            self.table.add(values, program_of(call))
+
+    def forget(self) -> None:
+        self.call = None
+        if self.table is not None:
+            self.table.clear()
+
+
+def site_function(op: Op, site: Site, slow: Callable[..., Any]) -> Callable[..., Any]:
+    """What such a place calls."""
+    return _make(FIXED, op, **_fast(op, FAST_VALUES, "fast", site.table), site=site, slow=slow)
+
+
+def dynamic_function(
+    op: Op, lookup: Callable[..., Any], slow: Callable[..., Any], table: Any
+) -> Callable[..., Any]:
+    """What a compiled graph calls with sizes that vary."""
+    return _make(DYNAMIC, op, **_fast(op, FAST_VALUES, "fast", table), lookup=lookup, slow=slow)
 
 
 def bound_function(
@@ -147,6 +203,7 @@ def _make(template: str, op: Op, **known: Any) -> Callable[..., Any]:
             plain=PLAIN,
             call_key=call_key(op),
             values_key=values_key(op),
+            addresses=addresses(op),
             **{name: value for name, value in known.items() if isinstance(value, str)},
         ),
         scope,

@@ -7,7 +7,8 @@ gradients, or through its reference; autocast; vmap.
 
 Beside each op lies `_<op>`, the same with nothing above its values. Graphs that AOTAutograd traces,
 where gradients are dealt with, call that one: the autograd kernel is half of the host time of a
-call through the dispatcher (docs/performance/dispatch.md).
+call through the dispatcher (docs/performance/dispatch.md). Inductor's code calls neither
+(`_inductor.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import RegistrationError, did_you_mean
 from gristmill.ops._generate import refuse_schema
+from gristmill.ops._inductor import offer
 from gristmill.ops._key import VMAP, below_autograd, in_forward_mode, in_transform
 
 NAMESPACE = "gristmill"
@@ -63,9 +65,10 @@ def _defined(op: Op, name: str, run: Callable[..., Any]) -> Any:
     _library.define(f"{name}{op.schema[len(op.name) :]}", tags=_TAGS)
     for device in DEVICES:
         _library.impl(name, run, device)
+    overload = getattr(getattr(torch.ops, NAMESPACE), name).default
     # What fake tensors run too. `register_fake` would look for our source file for 10 ms.
-    _library.impl(name, _meta_kernel(op), "Meta")
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    _library.impl(name, _meta_kernel(op, overload), "Meta")
+    return overload
 
 
 def _refuse_unknown_names(op: Op) -> None:
@@ -82,10 +85,11 @@ def _refuse_unknown_names(op: Op) -> None:
             )
 
 
-def _meta_kernel(op: Op) -> Callable[..., Any]:
+def _meta_kernel(op: Op, overload: Any) -> Callable[..., Any]:
     """The outputs without values, for sizes that may be symbols."""
 
     def meta(*given: Any) -> Any:
+        offer(op, overload)  # whoever lowers a graph has traced it
         values = op.bind(given)
         args = tuple(zip(op.names, map(_spec, values), strict=True))
         device = op.device(values)

@@ -11,7 +11,7 @@ import torch
 
 from gristmill import cache, settings, tuning
 from gristmill.cache.store import store
-from gristmill.compile.bound import BoundCall, native
+from gristmill.compile.bound import BoundCall, program_of
 from gristmill.core.config import Config
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, OBJECTIVES, Objective, Plan
@@ -91,7 +91,7 @@ class BoundOp:
     def _bind(self, values: tuple[Any, ...]) -> BoundCall:
         self._call = call = self._dispatch.call_of(self.plan, values)
         if self._table is not None:
-            self._table.add(values, native(call))
+            self._table.add(values, program_of(call))
         return call
 
     def __deepcopy__(self, memo: Any) -> BoundOp:
