@@ -65,6 +65,15 @@ class CompileError(GristmillError, RuntimeError):
     """A kernel does not compile, or its binary does not fit the target."""
 
 
+class IncompleteBuildError(CompileError):
+    """Kernels of an ahead-of-time build do not compile; the message names them, `report` has every
+    one, and what did compile is written."""
+
+    def __init__(self, message: str, report: object) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class MissingExtraError(GristmillError, ImportError):
     """An optional dependency is not installed; the message names the extra that has it."""
 

@@ -78,7 +78,7 @@ class Settings:
             tune=_one_of(env, "GRISTMILL_TUNE", "now", TunePolicy),
             budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
             candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),
-            compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores())),
+            compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, cores())),
             progress=_switch("GRISTMILL_PROGRESS", progress),
             store=_one_of(env, "GRISTMILL_STORE", "auto", StorePolicy),
             native=_switch("GRISTMILL_NATIVE", env.get("GRISTMILL_NATIVE")) is not False,
@@ -133,7 +133,8 @@ def _count(env: os._Environ[str], name: str, default: int) -> int:
     return int(value)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -110,7 +110,7 @@ def is_import_call(node: ast.AST) -> bool:
 
 
 # The face is lazy, commands load when they are called, and a worker or plug-in names its module.
-FACES = {"__init__.py", "bench/__init__.py", "cache/__init__.py", "tuning/__init__.py"}
+FACES = {f"{room}__init__.py" for room in ("", "aot/", "bench/", "cache/", "tuning/")}
 NAMED = {"tuners/travel.py"}  # a user's kernel, by its name
 DYNAMIC = {*FACES, *NAMED, "core/registry.py", "cli/app.py"}
 

@@ -1,4 +1,5 @@
-"""The nouns of an artifact, and its `manifest.json`: what was compiled, from what, by which tools.
+"""The nouns of an artifact, and its `manifest.json`: what was compiled, from what, with which
+tools.
 
 The compiler makes a `Manifest`; the writers of C, of the Python module and of the wheel read
 nothing else, and neither do `inspect`, `verify`, `diff` and `load`.
@@ -27,8 +28,8 @@ class Parameter:
         kind: `pointer`; `descriptor` (a host-made TMA descriptor); `integer`; `float`; `constexpr`.
         type: of a pointer, a descriptor and a float: a Triton element type (`fp16`, `fp8e4nv`,
             `i32`) or the name of a type variable. Of an integer: `int` (32 bits where the value
-            fits and such a variant exists, else 64). Of a constexpr: `int`, `bool`, `float`, `str`,
-            or `type` (a Triton element type, passed as its code).
+            fits and such a variant exists, else 64) or `bool`. Of a constexpr: `int`, `bool`,
+            `float`, `str`, or `type` (a Triton element type, passed as its code).
         optional: a pointer that may be null (`None` in Triton, which compiles another variant).
         rank: of a descriptor: dimensions of the tensor.
     """
@@ -45,12 +46,14 @@ class Argument:
     """What one variant was compiled for at one parameter.
 
     Attributes:
-        type: Triton's signature type: `*fp16`, `i32`, `i64`, `fp32`, `tensordesc<fp16[128,64]>`;
+        type: Triton's signature type: `*fp16`, `*kfp16` (to const), `i32`, `i64` (or the type that
+            the kernel annotates), `u1` (a bool), `fp32`, `tensordesc<fp16[128,64]>`;
             `constexpr` for what is no argument of the binary: constexprs, integers that are one
             (`value` 1), null pointers (`value` None).
         divisible: the address or the integer is a multiple of 16.
         value: where `type` is `constexpr`: the value compiled in (a type by its name).
-        small: AMD's `S`: the tensor has at most 2 GiB (`tt.pointer_range` 32).
+        small: AMD's `S`: the tensor has at most 2 GiB (`tt.pointer_range` 32). A promise of the
+            specification: no dispatcher looks at it.
     """
 
     type: str
@@ -65,7 +68,8 @@ class Slot:
 
     Attributes:
         source: the parameter's name; `global_scratch` or `profile_scratch` for the last two.
-        part: `value`; of a descriptor: `map` (128 bytes of CUtensorMap), `shape` or `stride`.
+        part: `value`; of a descriptor: `map` (128 bytes of CUtensorMap), `shape` or `stride`, and
+            without TMA `value`: its address, then bytes that say how it is padded (`i1`; 0: zeros).
         index: of a `shape` or `stride`: the dimension.
         type: `pointer`, `i1`, `i8`, ... `i64`, `fp16`, `bf16`, `fp32`, `fp64` or `map`.
         size: bytes, as the binary declares it.
@@ -175,8 +179,8 @@ class KernelEntry:
         variables: type variables, in order, with the element types that each was compiled for.
         parameters: what a caller passes, before num_warps, num_stages, the grid and the stream.
         variants: for each (arch, types, constexprs, warps, stages), most specialised first.
-        grid: the grid's expressions of the parameters, in C's syntax with `cdiv`; empty: callers
-            pass one.
+        grid: the grid's expressions of the parameters, in C's syntax with `cdiv(a, b)`, `min(a, b)`
+            and `max(a, b)`; empty: callers pass one.
         choices: tuned choices; the first whose conditions hold.
         source: the SHA-256 of the kernel's source and of the device functions that it calls.
     """

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,7 @@ def _native(arg: Any) -> Any:
 def _keywords(launch: Launch) -> dict[str, Any]:
     """Constexprs and options as the JIT takes them; every way to a binary goes through here, so
     that they meet in Triton's cache."""
-    # The default changes in Triton 3.10, and 3.9 warns where it is not said.
-    return {"enable_fp_fusion": True, **launch.constexprs, **launch.options}
+    return {**STATED_OPTIONS, **launch.constexprs, **launch.options}
 
 
 def _is_interpreted(launch: Launch) -> bool:
@@ -113,6 +112,9 @@ def _is_interpreted(launch: Launch) -> bool:
 def _is_empty(launch: Launch) -> bool:
     return any(n == 0 for n in launch.grid)
 
+
+# The default changes in Triton 3.10, and 3.9 warns where it is not said.
+STATED_OPTIONS: Mapping[str, Any] = {"enable_fp_fusion": True}
 
 # What the JIT adds to the options of a launch, by version; without it the hashes would differ.
 JIT_KNOBS = ("instrumentation_mode", "fpsan_homomorphic_casts")

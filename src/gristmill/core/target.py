@@ -73,6 +73,29 @@ def named_target(arch: str) -> Target:
         ) from None
 
 
+# What Triton 3.6 and 3.9 make binaries for, with the warp size.
+_COMPILED = {
+    **{f"sm_{c}": ("cuda", 32) for c in (80, 86, 87, 89, 90, 100, 103, 120, 121)},
+    **{f"gfx{name}": ("hip", 64) for name in ("90a", "942", "950")},
+    **{f"gfx{name}": ("hip", 32) for name in (1100, 1101, 1102, 1200, 1201, 1250)},
+}
+
+
+def compile_target(arch: str) -> Target:
+    """What compiling for an architecture takes, and no more: vendor, architecture and warp size.
+
+    Raises:
+        InvalidInputError: it is none that Triton compiles for.
+    """
+    if arch not in _COMPILED:
+        raise InvalidInputError(
+            f"a target is {arch!r}; kernels can be compiled for {', '.join(_COMPILED)}. Name "
+            f"one of them.{did_you_mean(str(arch), _COMPILED)}"
+        )
+    vendor, warp_size = _COMPILED[arch]
+    return Target(vendor, arch, name=arch, num_sms=0, warp_size=warp_size)
+
+
 @functools.lru_cache(maxsize=64)
 def device_target(device: torch.device) -> Target:
     """The target behind a torch device. Starts CUDA for a CUDA device that is not started yet."""

@@ -146,8 +146,13 @@ def _is_tritons(kernel: Any) -> bool:
 
 
 def source_hash(kernel: Any) -> str:
-    """A hash of a kernel's source, of the functions that it calls, and of the constants that they
-    use."""
+    """What identifies a kernel in the store: the start of its `source_digest`."""
+    return source_digest(kernel)[:16]
+
+
+def source_digest(kernel: Any) -> str:
+    """The SHA-256 of a kernel's source, of the functions that it calls, and of the constants that
+    they use."""
     digest = hashlib.sha256()
     for function in functions_of(kernel, members=True):
         digest.update(f"{function.source}\0{_settings(function.kernel)}\0".encode())
@@ -155,7 +160,7 @@ def source_hash(kernel: Any) -> str:
             constant = value.value if isinstance(value, tl.constexpr) else value
             if type(constant) in (*PLAIN_VALUES, tuple) or isinstance(constant, tl.dtype):
                 digest.update(f"{name}={constant!r}\0".encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def function_hash(function: Callable[..., Any]) -> str:

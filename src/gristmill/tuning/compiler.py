@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from typing_extensions import Self
 
@@ -117,6 +117,12 @@ class CompilePool:
         self._child.stop()
 
 
+class Answer(Protocol):
+    """What a compile came to."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
 @dataclass
 class _Job:
     identifier: int
@@ -126,7 +132,7 @@ class _Job:
 
 
 def _fork(
-    compile_request: Callable[[Mapping[str, Any]], Outcome], request: Mapping[str, Any]
+    compile_request: Callable[[Mapping[str, Any]], Answer], request: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Compile in a forked child; its pid and the end of the pipe that its outcome comes through."""
     read, write = os.pipe()
@@ -136,6 +142,7 @@ def _fork(
         return pid, read
     os.close(read)
     try:
+        outcome: Answer
         try:
             outcome = compile_request(request)
         except Exception as error:  # noqa: BLE001 - a launcher may raise anything: its outcome
@@ -162,7 +169,7 @@ class Server:
         if target.is_gpu:
             EXECUTOR.warm(target)
 
-    def compile(self, request: Mapping[str, Any]) -> Outcome:
+    def compile(self, request: Mapping[str, Any]) -> Answer:
         """A request's outcome, in a forked child."""
         return compile_candidate(
             Problem.from_json(request["problem"]),
