@@ -22,7 +22,8 @@ from gristmill.core.target import Target, device_target
 from gristmill.errors import UnsupportedProblemError
 from gristmill.selection import frozen
 from gristmill.tuners.choices import Choices
-from gristmill.tuners.run import KernelRun, KernelTask
+from gristmill.tuners.run import KernelRun
+from gristmill.tuners.task import KernelTask
 
 ALWAYS_S = math.inf
 AGAIN_S = 30.0  # beside another process that tunes the same

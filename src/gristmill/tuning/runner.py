@@ -35,7 +35,7 @@ from gristmill.tuning.hints import hints_of
 from gristmill.tuning.known import best_known, known_outcomes, text_of
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.peers import against_peers
-from gristmill.tuning.progress import Observer, Silent, counted
+from gristmill.tuning.progress import Observer, Silent, summary
 from gristmill.tuning.searches import Searches, at_roofline, no_plan
 from gristmill.tuning.strategies import StrategyLike
 from gristmill.tuning.subject import Compiles, Measures, Subject, Tunable
@@ -141,7 +141,7 @@ class TuningRun:
                 self._decide()
         finally:
             self._save_measurements()
-            self.observer.ended(self._summary())
+            self.observer.ended(summary(self.result, len(self._measured), len(self._resumed)))
         if self._strategies.fault is not None:
             raise self._strategies.fault
         return self.result
@@ -373,22 +373,3 @@ class TuningRun:
         self._unsaved.clear()
         if rows:
             self.store.record(rows)
-
-    def _summary(self) -> str:
-        outcomes = self.result.outcomes.values()
-        failed = sum(o.status not in ("ok", "slow") for o in outcomes)
-        if self.result.skipped:
-            return f"not tuned: {self.result.skipped}"
-        text = f"{counted(len(self._measured), 'candidate')} in {self.result.seconds:.1f} s"
-        if self._resumed:
-            text += f" and {len(self._resumed)} from before"
-        if failed:
-            text += f", {failed} failed"
-        if self.result.stopped:
-            text += f"; stopped: {self.result.stopped}"
-        plan = self.result.plans.get("eager")
-        if plan is not None:
-            text += f"; chosen: {plan.candidate}, {plan.reason}"
-        return text + (
-            "; interrupted, what was measured is kept" if self.result.interrupted else ""
-        )
