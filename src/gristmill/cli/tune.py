@@ -211,5 +211,6 @@ def _report(workload: str, result: TuningResult, explanation: Explanation) -> di
         "stopped": result.stopped,
         "seconds": result.seconds,
         "candidates": counts,
+        "conditions": result.conditions.to_json(),
         "explanation": explanation.to_json(),
     }

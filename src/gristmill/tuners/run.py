@@ -20,6 +20,7 @@ from gristmill.core.plan import Candidate, Objective, Outcome, Plan, latest_of_e
 from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.errors import TuningError
+from gristmill.measure.conditions import Conditions, Sightings
 from gristmill.tuners.arguments import copies_of
 from gristmill.tuners.choices import Choices
 from gristmill.tuners.compiler import KernelCompilePool, NothingToCompile
@@ -93,6 +94,7 @@ class LocalMeasurer:
         self._task, self._device = task, device
         self._stack = ExitStack()
         self._trials: KernelTrials | None = None
+        self._sightings = Sightings()
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate.
@@ -116,6 +118,12 @@ class LocalMeasurer:
 
     def roofline(self) -> None:
         """What a kernel computes is not known."""
+
+    def conditions(self) -> Conditions:
+        """What the device was like so far."""
+        if self._trials is not None:
+            self._sightings.add(self._trials.watch.drain())
+        return self._sightings.conditions()
 
     def _prepared(self, candidates: Sequence[Candidate]) -> KernelTrials:
         assert self._trials is not None

@@ -17,6 +17,7 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.errors import TuningError
+from gristmill.measure.conditions import Conditions, Sightings
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.timed import Effort
@@ -100,6 +101,7 @@ class Measurer:
         if effort is not None:
             self._base["effort"] = asdict(effort)
         self._served = 0
+        self._sightings = Sightings()
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate, whatever it does to the worker.
@@ -158,6 +160,10 @@ class Measurer:
             return None
         return Roofline(**answer["roofline"])
 
+    def conditions(self) -> Conditions:
+        """What the device was like so far."""
+        return self._sightings.conditions()
+
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate as it crosses to the worker."""
         return candidate_to_json(candidate)
@@ -177,6 +183,7 @@ class Measurer:
             return Outcome("crash", str(error))
         if "error" in answer:
             raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")
+        self._sightings.add(answer.get("seen", {}))
         if answer.get("lost"):
             self._child.stop()
         return answer

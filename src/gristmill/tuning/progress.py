@@ -24,6 +24,8 @@ class Observer(Protocol):
 
     def racing(self, count: int) -> None: ...
 
+    def warned(self, text: str) -> None: ...
+
     def ended(self, summary: str) -> None: ...
 
 
@@ -38,6 +40,9 @@ class Silent:
 
     def racing(self, count: int) -> None:
         del count
+
+    def warned(self, text: str) -> None:
+        del text
 
     def ended(self, summary: str) -> None:
         del summary
@@ -89,6 +94,9 @@ class ProgressLine:
 
     def racing(self, count: int) -> None:
         self._progress.update(self._task, description=f"racing {count} finalists")
+
+    def warned(self, text: str) -> None:
+        self._progress.console.print(text, style="yellow", markup=False, highlight=False)
 
     def ended(self, summary: str) -> None:
         self._progress.stop()

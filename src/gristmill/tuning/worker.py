@@ -13,6 +13,7 @@ import torch
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
+from gristmill.measure.conditions import Watch
 from gristmill.measure.isolation import REASON_CHARS, Lines, connect
 from gristmill.tuning.timed import ContextLost, Effort, Samples
 from gristmill.tuning.trial import Trials, candidate_from_json
@@ -23,6 +24,8 @@ LEAVE_AFTER_S = 60.0
 
 class Attempts(Protocol):
     """Tries candidates: `Trials`, and what other rooms try in workers of theirs."""
+
+    watch: Watch
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome: ...
 
@@ -71,17 +74,7 @@ class Session:
         raises, no memory for the arguments)."""
         try:
             trials = self.trials(request)
-            if request["do"] == "roofline":
-                known = isinstance(trials, Trials)  # what anything else computes is not known
-                return {"roofline": asdict(trials.roofline()) if known else None}
-            if request["do"] == "measure":
-                candidate = self.candidate(trials, request["candidate"])
-                return {"outcome": trials.measure(candidate, request["best_us"]).to_json()}
-            candidates = [self.candidate(trials, c) for c in request["candidates"]]
-            if request["do"] == "verify":
-                return {"outcomes": [o.to_json() for o in trials.verify(candidates)]}
-            outcomes, samples = trials.race(candidates)
-            return {"outcomes": [o.to_json() for o in outcomes], "samples": samples}
+            return {**self._tried(trials, request), "seen": trials.watch.drain()}
         except ContextLost:
             raise
         except Exception as error:  # what fails before a candidate is reached is nobody's row
@@ -89,6 +82,20 @@ class Session:
             named = isinstance(error, GristmillError)
             text = str(error) if named else f"{type(error).__name__}: {error}"
             return {"error": text[:REASON_CHARS]}
+
+    def _tried(self, trials: Attempts, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What was asked for."""
+        if request["do"] == "roofline":
+            known = isinstance(trials, Trials)  # what anything else computes is not known
+            return {"roofline": asdict(trials.roofline()) if known else None}
+        if request["do"] == "measure":
+            candidate = self.candidate(trials, request["candidate"])
+            return {"outcome": trials.measure(candidate, request["best_us"]).to_json()}
+        candidates = [self.candidate(trials, c) for c in request["candidates"]]
+        if request["do"] == "verify":
+            return {"outcomes": [o.to_json() for o in trials.verify(candidates)]}
+        outcomes, samples = trials.race(candidates)
+        return {"outcomes": [o.to_json() for o in outcomes], "samples": samples}
 
 
 def serve(session: Session) -> None:
