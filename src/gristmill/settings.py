@@ -17,6 +17,7 @@ from gristmill.record import record
 
 TunePolicy = Literal["never", "now"]
 StorePolicy = Literal["auto", "database", "shards"]
+L2State = Literal["cold", "warm"]
 PREFIX = "GRISTMILL_"
 PACKS = Path(__file__).parent / "packs"
 
@@ -45,6 +46,9 @@ class Settings:
         store: whether the plan store is one SQLite file (`database`) or a folder of immutable
             shards (`shards`), which needs neither locks nor shared memory
             (`GRISTMILL_STORE=auto|database|shards`; default: `shards` on network file systems).
+        l2: what calls find in the device's L2 cache: nothing of theirs (`cold`: weights are larger
+            than L2, or others run in between), or what the same call has just left there (`warm`).
+            Each is measured for itself and has plans of its own (`GRISTMILL_L2=cold|warm`).
         interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU
             tensors too.
     """
@@ -59,6 +63,7 @@ class Settings:
     compile_jobs: int = 1
     progress: bool | None = None
     store: StorePolicy = "auto"
+    l2: L2State = "cold"
     interpret: bool = False
 
     @classmethod
@@ -78,6 +83,7 @@ class Settings:
             compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores())),
             progress=_switch("GRISTMILL_PROGRESS", progress),
             store=_one_of(env, "GRISTMILL_STORE", "auto", StorePolicy),
+            l2=_one_of(env, "GRISTMILL_L2", "cold", L2State),
             interpret=env.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"),
         )
 

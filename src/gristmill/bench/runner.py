@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gristmill import settings
 from gristmill.bench.checking import Checked, finite, prepare, reason_of
 from gristmill.bench.providers import COPY, Provider
 from gristmill.bench.results import Result, Row, Versus
@@ -91,7 +92,7 @@ def run_workload(
 def _time(
     providers: Sequence[Provider], device: torch.device, pairs: int, watch: Watch
 ) -> list[Samples]:
-    clock = timer(device)
+    clock = timer(device, settings.current().l2)
     watch.look()
     calls: list[Callable[[], Any]] = [p.call for p in providers]
     hosts: list[list[float]] = [[] for _ in calls]
@@ -148,7 +149,7 @@ def _copy_us(
             return median(sample.device)
     call = copy_call(size_bytes, device)
     call()
-    return median(timer(device).device_us([call], 25)[0])
+    return median(timer(device, settings.current().l2).device_us([call], 25)[0])
 
 
 def _row(base: Result, checked: Checked, samples: Samples, roof: Roofline) -> Row:

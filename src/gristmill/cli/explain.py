@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gristmill.cli.options import (
+    L2,
     Device,
     DType,
     Json,
@@ -50,6 +51,7 @@ def command(
     scalar: Scalars = None,
     dtype: DType = "bfloat16",
     device: Device = None,
+    l2: L2 = None,  # noqa: ARG001 - its callback has set it
     objective: ObjectiveName = "eager",
     rows: Rows = ROWS,
     as_json: Json = False,

@@ -187,7 +187,7 @@ def explain_problem(op: Op, problem: Problem, target: Target, objective: Objecti
     lock = active()
     return Explanation(
         str(problem),
-        target.name,
+        target.label,
         objective,
         plan,
         tuple(rows),

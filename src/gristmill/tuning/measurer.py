@@ -98,6 +98,7 @@ class Measurer:
         self._child = Child(self.worker)
         self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
         self._base["threads"] = torch.get_num_threads()
+        self._base["l2"] = settings.current().l2
         if effort is not None:
             self._base["effort"] = asdict(effort)
         self._served = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gristmill import settings
 from gristmill.core.plan import Outcome, Status
 from gristmill.errors import CompileError
 from gristmill.measure.conditions import Watch
@@ -64,7 +65,7 @@ class Timed:
     def __init__(self, device: torch.device, effort: Effort | None = None) -> None:
         self.device = device
         self.effort = effort or Effort()
-        self.timer = timer(device)
+        self.timer = timer(device, settings.current().l2)
         self.watch = Watch(device)
 
     def race_calls(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
@@ -20,6 +21,7 @@ from gristmill.tuning.trial import Trials, candidate_from_json
 
 RELEASE_AFTER_S = 5.0
 LEAVE_AFTER_S = 60.0
+IDENTITY = ("problem", "device", "seed", "effort", "l2")  # of trials, in a request
 
 
 class Attempts(Protocol):
@@ -53,7 +55,7 @@ class Session:
 
     def trials(self, request: Mapping[str, Any]) -> Attempts:
         """The trials at hand where the request is about the same problem, else new ones."""
-        key = (request["problem"], request["device"], request["seed"], request.get("effort"))
+        key = tuple(request.get(name) for name in IDENTITY)
         if self._trials is None or key != self._key:
             self.release()  # the old problem's tensors first
             device = torch.device(request["device"])
@@ -106,7 +108,8 @@ def serve(session: Session) -> None:
     while (request := _next(lines, session)) is not None:
         torch.set_num_threads(request["threads"])
         try:
-            answer = session.answer(request)
+            with settings.override(l2=request["l2"]):
+                answer = session.answer(request)
         except ContextLost as lost:
             answer = {"outcome": Outcome("crash", str(lost)).to_json(), "lost": True}
         lines.send({**answer, "id": request["id"]})
