@@ -37,6 +37,8 @@ class Settings:
         budget_s: seconds that one tuning run may take (`GRISTMILL_BUDGET_S`).
         candidate_timeout_s: seconds after which a candidate that does not answer is killed
             (`GRISTMILL_CANDIDATE_TIMEOUT_S`).
+        growth_gb: gigabytes of host or of device memory by which a process that measures or
+            compiles may grow before it is replaced (`GRISTMILL_GROWTH_GB`).
         compile_jobs: processes that compile candidates (`GRISTMILL_COMPILE_JOBS`; default: the
             cores, at most 16).
         progress: show a progress bar while tuning (`GRISTMILL_PROGRESS=0|1`; default: when stderr
@@ -60,6 +62,7 @@ class Settings:
     tune: TunePolicy = "now"
     budget_s: float = 60.0
     candidate_timeout_s: float = 30.0
+    growth_gb: float = 4.0
     compile_jobs: int = 1
     progress: bool | None = None
     store: StorePolicy = "auto"
@@ -80,6 +83,7 @@ class Settings:
             tune=_one_of(env, "GRISTMILL_TUNE", "now", TunePolicy),
             budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
             candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),
+            growth_gb=_number(env, "GRISTMILL_GROWTH_GB", 4.0),
             compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores())),
             progress=_switch("GRISTMILL_PROGRESS", progress),
             store=_one_of(env, "GRISTMILL_STORE", "auto", StorePolicy),

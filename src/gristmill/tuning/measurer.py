@@ -19,6 +19,7 @@ from gristmill.core.registry import implementation
 from gristmill.errors import TuningError
 from gristmill.measure.conditions import Conditions, Sightings
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
+from gristmill.measure.memory import too_large
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.timed import Effort
 from gristmill.tuning.trial import candidate_to_json
@@ -81,7 +82,7 @@ class Measurer:
     """Measures candidates of one problem in an isolated worker. Use as a context manager.
 
     A worker outlives its run for a minute: importing torch and Triton and starting CUDA takes
-    seconds.
+    seconds. One that has grown too large is replaced after its answer, so nothing is lost.
     """
 
     worker = WORKER
@@ -185,8 +186,8 @@ class Measurer:
         if "error" in answer:
             raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")
         self._sightings.add(answer.get("seen", {}))
-        if answer.get("lost"):
-            self._child.stop()
+        if answer.get("lost") or too_large(answer.get("grown", {})):
+            self._child.stop()  # between trials: the next one starts another
         return answer
 
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:

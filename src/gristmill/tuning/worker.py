@@ -16,6 +16,7 @@ from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
 from gristmill.measure.conditions import Watch
 from gristmill.measure.isolation import REASON_CHARS, Lines, connect
+from gristmill.measure.memory import Growth
 from gristmill.tuning.timed import ContextLost, Effort, Samples
 from gristmill.tuning.trial import Trials, candidate_from_json
 
@@ -65,6 +66,11 @@ class Session:
             self._key = key
         return self._trials
 
+    @property
+    def at_hand(self) -> Attempts | None:
+        """The trials that the last request was about."""
+        return self._trials
+
     def release(self) -> None:
         """Free what the trials hold on the device."""
         self._trials = self._key = None
@@ -105,6 +111,7 @@ def serve(session: Session) -> None:
     context."""
     lines = connect()
     lines.send({"ready": True})
+    growth = Growth()
     while (request := _next(lines, session)) is not None:
         torch.set_num_threads(request["threads"])
         try:
@@ -112,7 +119,8 @@ def serve(session: Session) -> None:
                 answer = session.answer(request)
         except ContextLost as lost:
             answer = {"outcome": Outcome("crash", str(lost)).to_json(), "lost": True}
-        lines.send({**answer, "id": request["id"]})
+        grown = growth.since(session.at_hand)
+        lines.send({**answer, "grown": grown, "id": request["id"]})
         if answer.get("lost"):
             os._exit(1)  # tearing a poisoned CUDA context down in order can hang
 
