@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from gristmill import nn
     from gristmill.ops._dispatch import register_ops
     from gristmill.ops.explain import explain
-    from gristmill.ops.get_op import BoundOp, get_op, tune
+    from gristmill.ops.get_op import BoundOp, get_op
     from gristmill.ops.matmul import matmul
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.rms_norm import rms_norm
     from gristmill.ops.silu_and_mul import silu_and_mul
+    from gristmill.ops.tune import tune
     from gristmill.tuners.autotune import autotune
     from gristmill.tuners.tuner import TritonAutoTuner
 
@@ -61,7 +62,7 @@ _HOME = {
     "rms_norm": "gristmill.ops.rms_norm",
     "silu_and_mul": "gristmill.ops.silu_and_mul",
     "thaw": "gristmill.ops.plans",
-    "tune": "gristmill.ops.get_op",
+    "tune": "gristmill.ops.tune",
 }
 
 __all__ = [

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from gristmill.errors import InvalidInputError
 from gristmill.record import record
 
-TunePolicy = Literal["never", "now"]
+TunePolicy = Literal["never", "now", "idle"]
 StorePolicy = Literal["auto", "database", "shards"]
 L2State = Literal["cold", "warm"]
 PREFIX = "GRISTMILL_"
@@ -33,7 +33,11 @@ class Settings:
             (`GRISTMILL_PACK_DIR`; default: the packs that gristmill ships).
         lock_file: the lock file whose plans this process is frozen to (`GRISTMILL_LOCK_FILE`;
             default: none).
-        tune: whether `get_op` may tune a problem it has no plan for (`GRISTMILL_TUNE=now|never`).
+        tune: `get_op` tunes a problem that it has no plan for (`now`), nothing is tuned unasked
+            (`never`), or whatever is called is tuned in the background while this process has
+            nothing to do (`idle`; `GRISTMILL_TUNE=now|never|idle`).
+        idle_budget_s: seconds that a process may tune in the background in all
+            (`GRISTMILL_IDLE_BUDGET_S`).
         budget_s: seconds that one tuning run may take (`GRISTMILL_BUDGET_S`).
         candidate_timeout_s: seconds after which a candidate that does not answer is killed
             (`GRISTMILL_CANDIDATE_TIMEOUT_S`).
@@ -61,6 +65,7 @@ class Settings:
     lock_file: Path | None = None
     tune: TunePolicy = "now"
     budget_s: float = 60.0
+    idle_budget_s: float = 600.0
     candidate_timeout_s: float = 30.0
     growth_gb: float = 4.0
     compile_jobs: int = 1
@@ -82,6 +87,7 @@ class Settings:
             lock_file=Path(lock_file).expanduser() if lock_file else None,
             tune=_one_of(env, "GRISTMILL_TUNE", "now", TunePolicy),
             budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
+            idle_budget_s=_number(env, "GRISTMILL_IDLE_BUDGET_S", 600.0),
             candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),
             growth_gb=_number(env, "GRISTMILL_GROWTH_GB", 4.0),
             compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores())),

@@ -46,7 +46,7 @@ from gristmill.core.op import Workload
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
-from gristmill.ops.get_op import tune
+from gristmill.ops.tune import tune
 from gristmill.selection.explain import Explanation, explain_problem
 from gristmill.tuning.budget import TuningInterrupted, TuningResult
 

@@ -39,7 +39,7 @@ def __call__(self, {signature}):
         fits = {fits} == self._call_key
     except NO_KEY:
         fits = False
-    return self._call({names}) if fits else direct({names})
+    return self.{place}({names}) if fits else direct({names})
 """
 # What the templates name, beside `SCOPE`: no argument can.
 TAKEN = {"call", "defaults", "direct", "fits", "lookup", "overload", "reference", "self", "slow"}
@@ -70,7 +70,8 @@ def bound_function(
     the direct call. `native`: it is bound to a call of torch's own, which takes whatever has the
     problem's shape, in any mode."""
     fits = problem_key(op) if native else f"({PLAIN}) and {call_key(op)}"
-    return _make(BOUND, op, fits=fits, overload=overload, direct=direct)
+    place = "_native_call" if native else "_call"
+    return _make(BOUND, op, fits=fits, place=place, overload=overload, direct=direct)
 
 
 @functools.cache

@@ -93,7 +93,7 @@ def answer(
         if plan is not None and complete:
             return _answer(task, device, plan, ALWAYS_S)
     refusal = tuning.refusal()
-    if refusal or settings.current().tune == "never":
+    if refusal or settings.current().tune != "now":
         if refusal:
             say_once(task.name, f"it is not tuned {refusal}. Call it once before, to tune it.")
         return _untuned(task, device, keep, 0.0 if refusal else ALWAYS_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -193,13 +193,18 @@ class Measurer:
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         fresh = self._start()
         try:
-            return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S * fresh)
+            message = {**self._base, **request}
+            return self._exchange(message, timeout_s + FIRST_TIMEOUT_S * fresh)
         except ChildDied as error:
             if not error.left:
                 raise
         # It had waited long enough for another run and left as this one began: once more.
         self._start()
-        return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S)
+        return self._exchange({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S)
+
+    def _exchange(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """A question to the worker and its answer."""
+        return self._child.ask(message, timeout_s)
 
     def _start(self) -> bool:
         """Start the worker where there is none, or a worker that has not served this run; whether
