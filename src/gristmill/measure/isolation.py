@@ -9,6 +9,7 @@ so that Ctrl-C reaches only the parent. What crosses is one JSON object a line o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -46,6 +47,7 @@ os.nice(19)
 """
 REASON_CHARS = 400
 MEANWHILE_S = 0.02
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 START_TIMEOUT_S = 120.0  # importing torch and Triton, and starting CUDA, on a cold and busy machine
 
 
@@ -128,7 +130,9 @@ class Child:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         # Only ours goes before the standard library: a user's `random.py` must not get there.
         first = [ROOT, *filter(None, [child_environment().get("PYTHONPATH")])]
-        environment = child_environment(PYTHONPATH=os.pathsep.join(first), **self.environment)
+        # A child measures or tunes what it is asked for, and nothing of its own accord.
+        ours_alone = {"PYTHONPATH": os.pathsep.join(first), "GRISTMILL_TUNE": "never"}
+        environment = child_environment(**ours_alone, **self.environment)
         paths = json.dumps(our_paths())
         try:
             self._process = subprocess.Popen(
@@ -213,8 +217,12 @@ class Child:
         return kept_s
 
     def pause(self) -> None:
-        """Let the child and its group stand still until `resume`."""
-        self._signal(signal.SIGSTOP)
+        """Let the child and its group stand still until `resume`; it does when this returns."""
+        if self._signal(signal.SIGSTOP) and self._process is not None:
+            # The signal alone is no stop yet: the child may be on another processor.
+            with contextlib.suppress(ChildProcessError):
+                how = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+                os.waitid(os.P_PID, self._process.pid, how)
 
     def resume(self) -> None:
         """Let it go on."""
@@ -224,11 +232,16 @@ class Child:
         """End the child from any thread; whoever waits for its answer hears that it died."""
         self._signal(signal.SIGKILL)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> bool:
+        """Send the child's group a signal; whether there is one."""
         process = self._process
-        if process is not None and self._owner == os.getpid() and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, number)
+        if process is None or self._owner != os.getpid() or process.returncode is not None:
+            return False
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
     def fileno(self) -> int:
         """The socket, for `select`."""
@@ -295,6 +308,13 @@ def our_paths() -> list[str]:
         if Path(path).is_dir() and path not in own and path not in found:
             found.append(path)
     return found
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the thread that started it ends: what stands still
+    (`Child.pause`) cannot look for itself. Nothing where there is no such kernel."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def connect() -> Lines:

@@ -23,12 +23,13 @@ from gristmill import settings
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut
 from gristmill.tuning.gate import Flag, jobs_settings
 
-WATCH_S = 0.02  # between two looks while a trial may run: how late it may be stopped
-REST_S = 0.25  # the same while the process is at work: less often, there is nothing to stop
+# Between two looks while the process is at work. (There is nothing to stop then. While a trial may
+# run they are `isolation.MEANWHILE_S`: how late it is stopped.)
+REST_S = 0.25
 QUIET_S = 0.25  # without work, after which the process is idle
 # Of processor time between two looks, both: work. A thread that wakes now and then is none.
 WORK_S, WORK_SHARE = 200e-6, 0.01
-ANSWER_S = 24 * 3600.0
+ANSWER_S = 300.0  # beyond its budget, while nothing keeps it from its work
 TRIES = 3  # at a problem whose tuning process died, or gave way before it had a plan
 
 Adopt = Callable[[], Any]
@@ -145,13 +146,14 @@ class Background:
         self._activity = self._activity or Activity()
         flag = Flag()
         try:
-            while not self._stop.is_set():
+            while True:
+                self._wake.clear()  # before a look at what it may be set for
+                if self._stop.is_set():
+                    return
                 wish = next(iter(self._wishes.values()), None)
                 if wish is None or self._total_s >= settings.current().idle_budget_s:
                     self._end_child()
-                    self._wake.clear()
-                    if not self._wishes or wish is not None:
-                        self._wake.wait()
+                    self._wake.wait()
                 elif self._activity.busy() or not self._allowed():
                     self._stop.wait(REST_S)
                 else:
@@ -165,9 +167,10 @@ class Background:
         now = settings.current()
         seconds = min(now.budget_s - wish.spent_s, now.idle_budget_s - self._total_s)
         own = {"settings": jobs_settings(), "flag": flag.path, "budget_s": max(seconds, 1.0)}
+        timeout_s = own["budget_s"] + ANSWER_S
         child = self._child = self._child or Child(self.module, least=True)
         try:
-            answer = child.ask({**wish.request, **own}, ANSWER_S, lambda: self._watch(flag))
+            answer = child.ask({**wish.request, **own}, timeout_s, lambda: self._watch(flag))
         except (ChildDied, ChildTimedOut, _Forbidden) as error:
             answer = {"error": str(error), "spent_s": 0.0}
             self._child = None
@@ -190,16 +193,18 @@ class Background:
                     call()
 
     def _watch(self, flag: Flag) -> float:
-        """Look whether the process is at work, and say so."""
+        """Look whether the process is at work, and say so; for how long it was."""
         assert self._activity is not None
         if self._stop.is_set() or not self._allowed():
             raise _Forbidden
         busy = self._activity.busy()
         flag.set(busy=busy)
-        if busy and self._child is not None:  # an answer ends the rest
-            with contextlib.suppress(OSError, ValueError):
-                select.select([self._child], [], [], REST_S - WATCH_S)
-        return 0.0
+        if not busy or self._child is None:
+            return 0.0
+        start = time.monotonic()
+        with contextlib.suppress(OSError, ValueError):  # an answer ends the rest
+            select.select([self._child], [], [], REST_S)
+        return time.monotonic() - start
 
     def _end_child(self) -> None:
         child, self._child = self._child, None

@@ -10,8 +10,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,16 +31,17 @@ class Flag:
     """The user's side: says whether its process is at work."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
-        self._file.truncate(PAGE.size)
-        self._page = mmap.mmap(self._file.fileno(), PAGE.size)
+        self._file = os.memfd_create("gristmill-idle")
+        weakref.finalize(self, os.close, self._file)
+        os.truncate(self._file, PAGE.size)
+        self._page = mmap.mmap(self._file, PAGE.size)
         self._busy, self._turns = False, 0
         self.set(busy=True)
 
     @property
     def path(self) -> str:
         """What the tuning process opens: nothing is left of it when this process ends."""
-        return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        return f"/proc/{os.getpid()}/fd/{self._file}"
 
     def set(self, *, busy: bool) -> None:
         """Say so."""

@@ -15,7 +15,7 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
 from gristmill.measure.conditions import Watch
-from gristmill.measure.isolation import REASON_CHARS, Lines, connect
+from gristmill.measure.isolation import REASON_CHARS, Lines, connect, die_with_parent
 from gristmill.measure.memory import Growth
 from gristmill.tuning.timed import ContextLost, Effort, Samples
 from gristmill.tuning.trial import Trials, candidate_from_json
@@ -114,6 +114,8 @@ def serve(session: Session) -> None:
     growth = Growth()
     while (request := _next(lines, session)) is not None:
         torch.set_num_threads(request["threads"])
+        if request.get("stopped_at_times"):
+            die_with_parent()
         try:
             with settings.override(l2=request["l2"]):
                 answer = session.answer(request)

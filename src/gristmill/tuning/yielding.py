@@ -29,6 +29,7 @@ class YieldingMeasurer(Measurer):
     def __init__(self, gate: Gate, problem: Problem, device: torch.device, seed: int) -> None:
         super().__init__(problem, device, seed)
         self._gate = gate
+        self._base["stopped_at_times"] = True
 
     def _exchange(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         for _ in range(ATTEMPTS):
