@@ -209,11 +209,18 @@ def get_op(
     def decide(asked: Asked) -> Plan:
         return _plan(*asked, objective, strategy, *_wishes(tune, budget_s, trials, strategy))
 
-    (spec, values, problem, target), plan = agreed_plan(group, objective, question, decide)
-    dispatch = dispatcher(op, objective)
+    asked, plan = agreed_plan(group, objective, question, decide)
+    # of ranks that agree each would find a plan at a time of its own
+    return _bound(asked, plan, objective, idle=_policy(tune) == "idle" and group is None)
+
+
+def _bound(asked: Asked, plan: Plan, objective: Objective, idle: bool) -> BoundOp:
+    """The operator bound to a plan; `idle`: it takes the one that idle tuning finds."""
+    spec, values, problem, target = asked
+    dispatch = dispatcher(spec.name, objective)
     dispatch.build(plan, values)
     bound = _bound_class(dispatch, dispatch.is_native(plan))(dispatch, problem, plan, values)
-    if _policy(tune) == "idle" and group is None:  # ranks would find plans at times of their own
+    if idle:
         told = weakref.WeakMethod(bound.reselect)
         tune_when_idle(spec, problem, spec.device(values), target, plan, told)
     return bound

@@ -133,6 +133,8 @@ def tune_problem(
     afresh: bool = False,
     run: type[tuning.TuningRun] | None = None,
 ) -> tuning.TuningResult:
+    """Tune a problem under the lease of its key, with a `run` of this kind, and take the plans over
+    in this process; `skipped` where another process has the lease."""
     bucket, target = spec.bucket(problem), device_target(device)
     with store().lease(f"{spec.name}|{bucket.key}|{target.key}") as mine:
         if not mine:  # another process is tuning this very problem: use what there is
