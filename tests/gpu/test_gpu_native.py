@@ -61,6 +61,18 @@ def bound(cuda, fresh_store):
     return op, x, w
 
 
+def test_an_output_that_is_given_is_written_by_the_kernel(bound):
+    op, x, w = bound
+    expected, out = op(x, w), torch.full_like(x, float("nan"))
+    assert op(x, w, out=out) is out
+    assert torch.equal(out, expected)
+    assert op._outs.knows((x, w, 1e-6, out))
+    again = torch.full_like(x, float("nan"))
+    assert op._outs(x, w, 1e-6, again) is again
+    assert torch.equal(again, expected)
+    assert op._outs(x, w, 1e-6, x) is calls().MISS
+
+
 def test_the_current_stream_is_taken(bound, cuda):
     op, x, w = bound
     expected = op(x, w)

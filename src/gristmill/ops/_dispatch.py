@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import torch
 
+from gristmill import settings
 from gristmill.compile.bound import BoundCall, bind, program_of
 from gristmill.core.implementation import PLAIN_TYPES, Implementation
 from gristmill.core.op import Op
@@ -30,6 +31,7 @@ from gristmill.ops._generate import (
 )
 from gristmill.ops._key import NO_KEY, is_plain, is_profiled
 from gristmill.ops._library import NAMESPACE, register_op
+from gristmill.ops.idle import tune_when_idle
 from gristmill.selection.select import prior_plan, select
 
 MAX_BOUND = 4096  # call keys remembered an op and objective; serving sees a key per batch shape
@@ -112,7 +114,10 @@ class Dispatcher:
         """The plan's call for checked arguments, bound to their key from now on."""
         turn = self._turn  # before the plan is asked for: it may change from here on
         target = device_target(self.op.device(values))
-        plan = select(self.op, self.op.problem(values), target, self.objective)
+        problem, device = self.op.problem(values), self.op.device(values)
+        plan = select(self.op, problem, target, self.objective)
+        if settings.current().tune == "idle":
+            tune_when_idle(self.op, problem, device, target, plan, self.forget)
         call = self.call_of(plan, values)
         self.remember(key, call, turn, values)
         return call

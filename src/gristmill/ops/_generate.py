@@ -28,6 +28,12 @@ FAST = """
         if done is not MISS:
             return done
 """
+FAST_OUT = """
+        if forward_ad._current_level < 0:
+            done = {fast}({names}, out)
+            if done is not MISS:
+                return done
+"""
 # Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call. The
 # level of forward mode is known while Dynamo traces alone: what it compiles does not set it.
 DIRECT = """
@@ -65,20 +71,24 @@ def {op}({signature}):
     return slow(({names},)) if call is None else call({names})
 """
 BOUND = """
-def __call__(self, {signature}):
+def __call__(self, {signature}, *, out=None):
     if compiling():
-        return overload({names}) if forward_ad._current_level < 0 else reference({names})
+        made = overload({names}) if forward_ad._current_level < 0 else reference({names})
+        return made if out is None else copied(made, out)
+    if out is not None:
+{fast_out}
+        return self._into(out, ({names},))
 {fast_path}
     try:
         fits = {fits} == self._call_key
     except NO_KEY:
         fits = False
-    return self._call({names}) if fits else direct({names})
+    return self.{place}({names}) if fits else direct({names})
 """
 # What the templates name, beside `SCOPE`: no argument can.
 TAKEN = {
-    "MISS", "call", "defaults", "direct", "done", "fast", "fits", "lookup", "overload", "reference",
-    "self", "site", "slow",
+    "MISS", "call", "copied", "defaults", "direct", "done", "fast", "fits", "lookup", "made", "out",
+    "overload", "reference", "self", "site", "slow",
 }  # fmt: skip
 FACTS = """
 def facts({signature}):
@@ -141,14 +151,21 @@ def dynamic_function(
 
 
 def bound_function(
-    op: Op, overload: Any, direct: Callable[..., Any], native: bool
+    op: Op,
+    overload: Any,
+    direct: Callable[..., Any],
+    native: bool,
+    copied: Callable[[Any, Any], Any],
 ) -> Callable[..., Any]:
     """`__call__` of a bound operator: what it is bound to, where the key is its `_call_key`, else
     the direct call. `native`: it is bound to a call of torch's own, which takes whatever has the
     problem's shape, in any mode."""
     fits = problem_key(op) if native else f"({PLAIN}) and {call_key(op)}"
+    place = "_native_call" if native else "_call"
+    known = {"fits": fits, "place": place, "overload": overload, "direct": direct}
     fast = _fast(op, FAST, "self._table", calls())
-    return _make(BOUND, op, **fast, fits=fits, overload=overload, direct=direct)
+    into = _fast(op, FAST_OUT, "self._outs", calls())["fast_path"]
+    return _make(BOUND, op, **fast, fast_out=into, copied=copied, **known)
 
 
 def _fast(op: Op, template: str, name: str, table: Any) -> dict[str, Any]:
