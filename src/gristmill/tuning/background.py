@@ -15,6 +15,7 @@ import select
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ QUIET_S = 0.25  # without work, after which the process is idle
 # Of processor time between two looks, both: work. A thread that wakes now and then is none.
 WORK_S, WORK_SHARE = 200e-6, 0.01
 ANSWER_S = 300.0  # beyond its budget, while nothing keeps it from its work
+AGAIN_S = 30.0  # until the next try: another process may be tuning the key, or have the device
+KEPT = 32  # answers, the latest
 TRIES = 3  # at a problem whose tuning process died, or gave way before it had a plan
 
 Adopt = Callable[[], Any]
@@ -69,6 +72,7 @@ class Wish:
         refresh: what finds out about new plans.
         adopt: whom to tell then.
         spent_s: what was spent on it.
+        after: when it may be tried (monotonic).
     """
 
     key: tuple[str, ...]
@@ -77,20 +81,21 @@ class Wish:
     adopt: list[Adopt] = field(default_factory=list)
     spent_s: float = 0.0
     tries: int = 0
+    after: float = 0.0
 
 
 class Background:
     """The queue, its thread and the tuning process.
 
     Attributes:
-        answers: what the tuning process said of each wish, in order.
+        answers: what the tuning process said of each wish, in order, the latest.
     """
 
     module = "gristmill.ops.idle_process"
 
     def __init__(self, allowed: Callable[[], bool], activity: Activity | None = None) -> None:
         """`allowed`: whether anything may be tuned now (plans may be frozen)."""
-        self.answers: list[dict[str, Any]] = []
+        self.answers: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._allowed = allowed
         self._activity = activity
         self._wishes: dict[tuple[str, ...], Wish] = {}
@@ -150,16 +155,29 @@ class Background:
                 self._wake.clear()  # before a look at what it may be set for
                 if self._stop.is_set():
                     return
-                wish = next(iter(self._wishes.values()), None)
-                if wish is None or self._total_s >= settings.current().idle_budget_s:
+                with self._lock:
+                    wishes = list(self._wishes.values())
+                wish = next((w for w in wishes if w.after <= time.monotonic()), None)
+                if not wishes or self._total_s >= settings.current().idle_budget_s:
                     self._end_child()
                     self._wake.wait()
+                elif wish is None:
+                    self._wake.wait(min(AGAIN_S, 1.0))
                 elif self._activity.busy() or not self._allowed():
                     self._stop.wait(REST_S)
                 else:
-                    self._work(wish, flag)
+                    self._try(wish, flag)
         finally:
             self._end_child()
+
+    def _try(self, wish: Wish, flag: Flag) -> None:
+        """Work on a wish; one that fails in a way nobody thought of is dropped, and no more."""
+        try:
+            self._work(wish, flag)
+        except Exception as error:  # noqa: BLE001 - in a user's process, for which this is nothing
+            self.answers.append({"key": wish.key, "error": f"{type(error).__name__}: {error}"})
+            with self._lock:
+                self._wishes.pop(wish.key, None)
 
     def _work(self, wish: Wish, flag: Flag) -> None:
         """Have the tuning process work on a wish, until it answers, or nothing may be tuned."""
@@ -178,6 +196,7 @@ class Background:
         finally:
             flag.set(busy=True)
         self.answers.append({"key": wish.key, **answer})
+        wish.after = time.monotonic() + AGAIN_S
         wish.spent_s += answer["spent_s"]
         self._total_s += answer["spent_s"]
         enough = wish.tries >= TRIES or wish.spent_s >= now.budget_s
