@@ -18,7 +18,7 @@ from gristmill import settings, tuning
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
-from gristmill.ops import _dispatch, get_op, idle
+from gristmill.ops import _dispatch, bound_op, idle
 from gristmill.tuning import background
 
 CPU = torch.device("cpu")
@@ -94,16 +94,16 @@ def test_a_bound_operator_takes_a_new_plan_at_its_next_call(faulty, fresh_store)
         evidence=Outcome("ok", device_us=1.0),
     )
     bound.reselect()
-    assert type(bound) is not get_op._Changing  # nothing has changed
+    assert type(bound) is not bound_op._Changing  # nothing has changed
     fresh_store.save_plan(plan, bucket.family(op.axes(bound.problem)), dict(bucket.axes))
     key = bound._call_key
     bound.reselect()
     assert bound.implementation == other
     assert torch.equal(bound(x[:32]), x[:32] * 2)  # of another problem: it takes the direct path
-    assert type(bound) is get_op._Changing
+    assert type(bound) is bound_op._Changing
     first, second = bound(x), bound(x)
     assert torch.equal(first, second)
-    assert type(bound) is not get_op._Changing
+    assert type(bound) is not bound_op._Changing
     assert bound._call_key == key
     with pytest.raises(gm.InvalidInputError):
         bound(3)
