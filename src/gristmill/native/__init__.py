@@ -1,1 +1,2 @@
-"""C that runs below Python: sources in this folder, compiled for this Python at their first use."""
+"""C that runs below Python: the module behind bound calls (`calls.py`), and the runtime that
+artifacts are built with (`runtime.py`)."""

@@ -1,0 +1,84 @@
+"""Artifacts in C, laid out and compiled once a session, and a process over the fake driver."""
+
+from __future__ import annotations
+
+import pytest
+
+import aot_c_cases as cases
+import aot_c_process
+
+ASAN = cases.sanitizer("asan")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "plain",
+        pytest.param("sanitized", marks=pytest.mark.skipif(not ASAN, reason="gcc has no ASan")),
+    ],
+)
+def flags(request):
+    """Flags to compile artifacts with: none, or those of gcc's sanitizers."""
+    return SANITIZED if request.param == "sanitized" else ()
+
+
+@pytest.fixture(scope="session")
+def drivers(tmp_path_factory):
+    """A folder with the fake drivers, for LD_LIBRARY_PATH."""
+    folder = tmp_path_factory.mktemp("drivers")
+    for hip in (False, True):
+        cases.fake_driver(folder, hip=hip)
+    return folder
+
+
+def _laid_out(tmp_path_factory, name, entries):
+    folder = tmp_path_factory.mktemp(name)
+    cases.lay_out(folder, name, entries)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """The folder of an artifact with a kernel of each sort."""
+    return _laid_out(tmp_path_factory, *cases.many())
+
+
+@pytest.fixture(scope="session")
+def amd(tmp_path_factory):
+    """The folder of an artifact for AMD's devices."""
+    return _laid_out(tmp_path_factory, *cases.amd())
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """The folder of an artifact of one kernel, for two architectures."""
+    return _laid_out(tmp_path_factory, "pair", [cases.add_entry("pair_add")])
+
+
+@pytest.fixture(scope="session")
+def library(many, flags):
+    """The artifact `many` as a shared library."""
+    return cases.shared_library(many, "many", *flags)
+
+
+@pytest.fixture(scope="session")
+def amd_library(amd, flags):
+    """The artifact `amd` as a shared library."""
+    return cases.shared_library(amd, "amd", *flags)
+
+
+@pytest.fixture(scope="session")
+def pair_library(pair, flags):
+    """The artifact `pair` as a shared library."""
+    return cases.shared_library(pair, "pair", *flags)
+
+
+@pytest.fixture(scope="session")
+def child(drivers, flags):
+    """A process whose drivers are the fake ones."""
+    # Python itself leaks at its end; what the artifacts hold is counted by the fake driver.
+    sanitized = {"LD_PRELOAD": str(ASAN), "ASAN_OPTIONS": "detect_leaks=0"} if flags else {}
+    made = aot_c_process.Child(drivers, **sanitized)
+    yield made
+    made.close()
