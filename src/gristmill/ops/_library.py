@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gristmill.core.gradient import GRAD, NEEDS, saved_names
+from gristmill.core.gradient import GRAD, NEEDS, STRIDES, saved_names
 from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import RegistrationError, did_you_mean
@@ -74,7 +74,9 @@ def _defined(op: Op, name: str, run: Callable[..., Any]) -> Any:
 def _refuse_unknown_names(op: Op) -> None:
     """Gradients of what the op does not have, or from it: found here, not in a backward pass."""
     known = {*op.names, *op.output_names}
-    known |= {GRAD + n for n in op.output_names} | {NEEDS + n for n in op.names}
+    known |= {GRAD + n for n in op.output_names} | {
+        p + n for n in op.names for p in (NEEDS, STRIDES)
+    }
     for gradient in op.gradients:
         unknown = sorted({*gradient.uses, *gradient.of} - known)
         if unknown:
@@ -183,6 +185,9 @@ def _formula(
             known = dict(zip(names, (*complete(args), *as_tuple(result)), strict=True))
             ctx.needs = [n for n, f in zip(op.names, ctx.needs_input_grad[1:], strict=False) if f]
             saved = saved_names(op.gradients, ctx.needs)
+            for name in saved:
+                if name.startswith(STRIDES):
+                    known[name] = known[name.removeprefix(STRIDES)].stride()
             ctx.tensors = [name for name in saved if isinstance(known[name], torch.Tensor)]
             ctx.scalars = {name: known[name] for name in saved if name not in ctx.tensors}
             ctx.save_for_backward(*(known[name] for name in ctx.tensors))
@@ -195,8 +200,8 @@ def _formula(
             found: dict[str, torch.Tensor] = {}
             for gradient in op.gradients:
                 if gradient.wanted(ctx.needs):
-                    outputs = call(gradient.op)(*gradient.inputs(known, ctx.needs))
-                    found.update(zip(gradient.of, as_tuple(outputs), strict=True))
+                    made = gradient.compute(call(gradient.op), known, ctx.needs)
+                    found.update(zip(gradient.of, made, strict=True))
             given = op.names[: len(ctx.needs_input_grad) - 1]
             return (None, *(found[name] if name in ctx.needs else None for name in given))
 
