@@ -6,6 +6,7 @@ import pytest
 
 import aot_c_cases as cases
 import aot_c_process
+import aot_module_process
 
 ASAN = cases.sanitizer("asan")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
@@ -82,3 +83,9 @@ def child(drivers, flags):
     made = aot_c_process.Child(drivers, **sanitized)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def tensors(tmp_path_factory):
+    """The module of tensors that say that they are on a GPU."""
+    return aot_module_process.device_tensors(tmp_path_factory.mktemp("tensors"))

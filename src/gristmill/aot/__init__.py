@@ -13,24 +13,28 @@ if TYPE_CHECKING:
     from gristmill.aot.building import BuildReport, Failure, build
     from gristmill.aot.expand import MissingFallbackWarning, View
     from gristmill.aot.kernel import Kernel
+    from gristmill.aot.loading import LoadedArtifact, load
     from gristmill.aot.manifest import Manifest
     from gristmill.aot.op_plans import OpKernels, build_ops, op_kernels
     from gristmill.aot.row_choice import row_of
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
     from gristmill.aot.tracing import trace
+    from gristmill.aot.wheel import wheel
 
 _HOMES = {
     "artifact": ("damaged_files", "read_manifest"),
     "building": ("BuildReport", "Failure", "build"),
     "expand": ("MissingFallbackWarning", "View"),
     "kernel": ("Kernel",),
+    "loading": ("LoadedArtifact", "load"),
     "manifest": ("Manifest",),
     "op_plans": ("OpKernels", "build_ops", "op_kernels"),
     "row_choice": ("row_of",),
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
     "tracing": ("trace",),
+    "wheel": ("wheel",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -42,6 +46,7 @@ __all__ = [
     "Float",
     "Int",
     "Kernel",
+    "LoadedArtifact",
     "Manifest",
     "MissingFallbackWarning",
     "OpKernels",
@@ -51,11 +56,13 @@ __all__ = [
     "build",
     "build_ops",
     "damaged_files",
+    "load",
     "op_kernels",
     "read_manifest",
     "row_of",
     "select",
     "trace",
+    "wheel",
 ]
 
 

@@ -84,10 +84,9 @@ def _render(manifest: Manifest, folder: Path) -> dict[str, str]:
     binaries = {f.binary: _embedded(folder, f.arch, f.binary) for f in functions}
     slots = list(dict.fromkeys(f.slots for f in functions if f.slots))
     maps = list(dict.fromkeys(f.maps for f in functions if f.maps))
-    version = re.match(r"\d+(\.\d+)*", manifest.tools.get("gristmill", ""))
     scope: dict[str, Any] = {
         "name": name,
-        "version": version[0] if version else "0",
+        "version": version_of(manifest),
         "guard": f"{name.upper()}_H",
         "api": f"{name.upper()}_API",
         "types": native.header(native.PUBLIC),
@@ -103,7 +102,7 @@ def _render(manifest: Manifest, folder: Path) -> dict[str, str]:
             for function in functions
         ],
     }
-    templates = _templates()
+    found = templates()
     files = {
         f"{name}.h": "artifact.h.j2",
         f"{name}.c": "artifact.c.j2",
@@ -111,7 +110,13 @@ def _render(manifest: Manifest, folder: Path) -> dict[str, str]:
         f"{name}-config.cmake": "config.cmake.j2",
         f"{name}.pc": "artifact.pc.j2",
     }
-    return {path: templates.get_template(t).render(scope) for path, t in files.items()}
+    return {path: found.get_template(t).render(scope) for path, t in files.items()}
+
+
+def version_of(manifest: Manifest) -> str:
+    """The version of the gristmill that built an artifact, as CMake takes it."""
+    version = re.match(r"\d+(\.\d+)*", manifest.tools.get("gristmill", ""))
+    return version[0] if version else "0"
 
 
 def _check_names(name: str, kernels: list[Kernel]) -> None:
@@ -224,7 +229,8 @@ def _described(argument: Passed) -> str:
     return notes[parameter.kind]
 
 
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The templates of an artifact's files, with the filters that they use."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("gristmill.aot"),
         undefined=jinja2.StrictUndefined,

@@ -1,4 +1,5 @@
-"""Writes artifacts: a folder with binaries, what the writer of C adds, and the manifest."""
+"""Writes artifacts: a folder with binaries, what the writers of C and of the Python module add, and
+the manifest."""
 
 from __future__ import annotations
 
@@ -10,16 +11,10 @@ import shutil
 import uuid
 from pathlib import Path
 
+from gristmill.aot import c_artifact, py_module
 from gristmill.aot.manifest import MANIFEST_FILE, Manifest
 from gristmill.aot.manifest_json import to_text
 from gristmill.errors import ArtifactError
-
-try:
-    from gristmill.aot import c_artifact  # type: ignore[attr-defined]
-except ImportError as error:
-    if error.name != "gristmill.aot":  # it is there, and does not import
-        raise
-    c_artifact = None  # an artifact then has binaries and the manifest alone
 
 
 def check_place(out: str | os.PathLike[str]) -> Path:
@@ -68,8 +63,8 @@ def write(manifest: Manifest, binaries: Path, place: Path) -> Manifest:
     draft = _draft(place)
     try:
         shutil.copytree(binaries, draft / "kernels")
-        if c_artifact is not None:
-            c_artifact.write(manifest, draft)
+        c_artifact.write(manifest, draft)
+        py_module.write(manifest, draft)
         files = {
             file.relative_to(draft).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(draft.rglob("*"))

@@ -233,7 +233,7 @@ static PyObject *program_run(Program *self, PyObject *const *args, const Key *ke
       count++;
       goto done;
     }
-    slots[self->arguments + count] = address(&view);
+    slots[self->arguments + count] = gm_address(&view);
   }
   for (int i = 0; i < self->launches; i++)
     if (!launch_one(&self->launch[i], slots, stream)) goto done;
@@ -518,10 +518,9 @@ static PyObject *set_up(PyObject *module, PyObject *args) {
     return NULL;
   Exchange *found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
   if (found == NULL) return NULL;
-  while (found != NULL && found->major != EXCHANGE_MAJOR) found = found->previous;
+  found = gm_known_exchange(found);
   PyMethodDef *method = ((PyMethodDescrObject *)negated)->d_method;
-  if (found == NULL || found->view == NULL || found->stream == NULL ||
-      method->ml_flags != METH_NOARGS) {
+  if (found == NULL || method->ml_flags != METH_NOARGS) {
     PyErr_SetString(PyExc_ImportError, "torch's tensors have another C interface");
     return NULL;
   }

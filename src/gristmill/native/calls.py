@@ -8,23 +8,16 @@ calls go their way in Python.
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.machinery
-import importlib.util
-import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gristmill import settings
+from gristmill.native.building import built, loaded
 
-SOURCES = ("calls.c", "launches.h", "modes.h", "tensors.h")
-FLAGS = ("-std=c11", "-O2", "-shared", "-fPIC")
-TIMEOUT_S = 60
+SOURCES = ("calls.c", "exchange.h", "launches.h", "modes.h", "tensors.h")
 _C: Any = torch._C
 FAULTS = (ImportError, OSError, subprocess.SubprocessError, AttributeError, RuntimeError)
 # Dispatch keys that are included where something watches or rewrites calls, and that are excluded
@@ -67,51 +60,12 @@ def calls() -> Any:
 def _built() -> Path:
     """The compiled module, made if it is not there."""
     folder = Path(__file__).parent
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    digest = hashlib.sha256(" ".join((*FLAGS, suffix)).encode())
-    for name in SOURCES:
-        digest.update((folder / name).read_bytes())
-    name = f"calls-{digest.hexdigest()[:20]}{suffix}"
-    kept = settings.current().cache_dir / "native"
-    if (kept / name).exists():
-        return kept / name
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-        return _compile(folder / SOURCES[0], kept, name)
-    except PermissionError:  # a folder that is only read: for this process alone
-        return _compile(folder / SOURCES[0], Path(tempfile.mkdtemp(prefix="gristmill-")), name)
-
-
-def _compile(source: Path, folder: Path, name: str) -> Path:
-    import sysconfig  # 0.4 ms that a process with the module at hand need not spend
-
-    compiler = settings.child_environment().get("CC", "").split() or [
-        shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "cc"
-    ]
-    handle, draft = tempfile.mkstemp(dir=folder, suffix=".so")
-    os.close(handle)
-    try:
-        include = sysconfig.get_paths()["include"]
-        command = [*compiler, *FLAGS, f"-I{include}", str(source), "-o", draft, "-ldl"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line]
-            raise ImportError(f"{compiler[0]} failed: {(lines or ['no message'])[0]}")
-        Path(draft).replace(folder / name)  # whole, whoever else builds it
-    finally:
-        Path(draft).unlink(missing_ok=True)
-    return folder / name
+    told = b"".join((folder / name).read_bytes() for name in SOURCES)
+    return built(folder / SOURCES[0], "calls", told)
 
 
 def _load(path: Path) -> Any:
-    loader = importlib.machinery.ExtensionFileLoader("gristmill.native._calls", str(path))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return loaded("gristmill.native._calls", path)
 
 
 def _set_up(module: Any) -> None:

@@ -1,5 +1,4 @@
-/* What a call's arguments are, read without a Python attribute: DLPack's C exchange interface
- * (dlpack 1.x, the parts used here; https://github.com/dmlc/dlpack). */
+/* What a call's arguments are, read through DLPack's C exchange interface. */
 
 #ifndef GRISTMILL_TENSORS_H
 #define GRISTMILL_TENSORS_H
@@ -7,24 +6,7 @@
 #include <Python.h>
 #include <stdint.h>
 
-enum { KIND_CPU = 1, KIND_CUDA = 2, EXCHANGE_MAJOR = 1 };
-
-typedef struct {
-  void *data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-} TensorView;
-
-typedef struct Exchange {
-  uint32_t major, minor;
-  struct Exchange *previous;
-  void *allocate, *export_managed, *import_managed;
-  int (*view)(void *tensor, TensorView *out);
-  int (*stream)(int32_t device_type, int32_t device_id, void **out);
-} Exchange;
+#include "exchange.h"
 
 static Exchange *exchange = NULL;
 static PyTypeObject *tensor_type = NULL, *parameter_type = NULL;
@@ -47,10 +29,6 @@ static int plain_view(PyObject *value, TensorView *view, int grad) {
   }
   return is_false(is_negated(value, NULL)) &&
          (!grad || is_false(requires_grad->get(value, requires_grad->closure)));
-}
-
-static uint64_t address(const TensorView *view) {
-  return (uint64_t)(uintptr_t)view->data + view->byte_offset;
 }
 
 /* The key of a call: words that two calls share where a bound launch of one is right for the other.
@@ -77,7 +55,7 @@ static int put_tensor(Key *key, int index, PyObject *value, int grad) {
   if (!plain_view(value, &view, grad)) return 0;
   if (view.ndim < 0 || key->words + 2 + 2 * view.ndim > MAX_WORDS || view.strides == NULL) return 0;
   uint64_t *word = key->word + key->words;
-  uint64_t aligned = address(&view) & 15;
+  uint64_t aligned = gm_address(&view) & 15;
   *word++ = TAG_TENSOR | (uint64_t)view.code << 8 | (uint64_t)view.bits << 16 |
             (uint64_t)(Py_TYPE(value) == parameter_type) << 24 | aligned << 28 |
             (uint64_t)view.lanes << 32 | (uint64_t)(uint32_t)view.ndim << 48;
@@ -85,7 +63,7 @@ static int put_tensor(Key *key, int index, PyObject *value, int grad) {
   for (int i = 0; i < view.ndim; i++) *word++ = (uint64_t)view.shape[i];
   for (int i = 0; i < view.ndim; i++) *word++ = (uint64_t)view.strides[i];
   key->words = (int)(word - key->word);
-  key->pointer[index] = address(&view);
+  key->pointer[index] = gm_address(&view);
   if (key->tensors++ == 0) {
     key->device_type = view.device_type;
     key->device_id = view.device_id;

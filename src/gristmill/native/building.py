@@ -1,0 +1,82 @@
+"""C extensions of Python, compiled once a user, Python and source."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gristmill import settings
+
+FLAGS = ("-std=c11", "-O2", "-shared", "-fPIC")
+TIMEOUT_S = 60
+
+
+def built(
+    source: Path, name: str, told: bytes, *, flags: Sequence[str] = (), suffix: str = ""
+) -> Path:
+    """A compiled module, made if it is not there.
+
+    Args:
+        source: the C file. `flags`: beside `FLAGS`.
+        name: the module's. `told`: all that it is made from.
+        suffix: of its file (default: that of this Python's own interface).
+
+    Raises:
+        ImportError: the compiler fails. OSError: there is none, or nowhere to write.
+    """
+    suffix = suffix or importlib.machinery.EXTENSION_SUFFIXES[0]
+    digest = hashlib.sha256(" ".join((*FLAGS, *flags, suffix)).encode() + b"\0" + told)
+    file = f"{name}-{digest.hexdigest()[:20]}{suffix}"
+    kept = settings.current().cache_dir / "native"
+    if (kept / file).exists():
+        return kept / file
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        return _compile(source, flags, kept, file)
+    except PermissionError:  # a folder that is only read: for this process alone
+        return _compile(source, flags, Path(tempfile.mkdtemp(prefix="gristmill-")), file)
+
+
+def _compile(source: Path, flags: Sequence[str], folder: Path, name: str) -> Path:
+    import sysconfig  # 0.4 ms that a process with the module at hand need not spend
+
+    compiler = settings.child_environment().get("CC", "").split() or [
+        shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "cc"
+    ]
+    handle, draft = tempfile.mkstemp(dir=folder, suffix=".so")
+    os.close(handle)
+    try:
+        include = sysconfig.get_paths()["include"]
+        command = [*compiler, *FLAGS, *flags, f"-I{include}", str(source), "-o", draft, "-ldl"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "error" in line]
+            raise ImportError(f"{compiler[0]} failed: {(lines or ['no message'])[0]}")
+        Path(draft).replace(folder / name)  # whole, whoever else builds it
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    return folder / name
+
+
+def loaded(name: str, path: Path) -> Any:
+    """A module from its file, not entered into `sys.modules`.
+
+    Raises:
+        ImportError: it is no such module.
+    """
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module

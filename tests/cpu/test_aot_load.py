@@ -1,0 +1,98 @@
+"""`aot.load`: with neither Triton nor torch, of what is no artifact, of modules of other builds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import aot_c_cases as cases
+import aot_module_process as process
+import pytest
+
+from gristmill import aot
+from gristmill.aot.manifest_json import to_text
+from gristmill.errors import ArtifactError
+
+pytestmark = process.NEEDS
+
+
+def test_load_needs_neither_triton_nor_torch(tmp_path, tensors, drivers):
+    made = process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
+    program = f"""
+        import sys
+        sys.modules["triton"] = sys.modules["torch"] = None  # importing them raises
+        from gristmill import aot
+        from gristmill.native.building import loaded
+        tensor = loaded("device_tensors", {str(tensors)!r}).Tensor(0x1000)
+        artifact = aot.load({str(made)!r})  # compiles
+        artifact.pair_add(tensor, tensor, tensor, 64, 1.0, 64)
+        assert aot.load({str(made / "manifest.json")!r}).pair_add is not None  # what was compiled
+        print(artifact, [m for m in sys.modules if m.split(".")[0] in ("jinja2", "numpy")])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    environment = cases.child_environment(drivers)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"<artifact 'pair' in {made}: pair_add, pair_add_tuned> []\n"
+
+
+def test_what_is_no_artifact_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        aot.load(tmp_path / "nothing")
+    made = process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
+    manifest = aot.read_manifest(made)
+    text = (made / "manifest.json").read_text()
+    (made / "manifest.json").write_text(text.replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(ArtifactError, match="schema version 99"):
+        aot.load(made)
+    (made / "manifest.json").write_text(text.replace('"name": "pair"', '"name": "../pair"'))
+    with pytest.raises(ArtifactError, match="is damaged: its name is"):
+        aot.load(made)
+    (made / "manifest.json").write_text(to_text(manifest))
+    (made / "pair.c").write_text("")
+    with pytest.raises(ArtifactError, match=r"damaged: pair\.c is missing or was changed"):
+        aot.load(made)
+
+
+def test_a_module_of_another_build_is_refused(tmp_path, monkeypatch):
+    made = process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
+    built = process.compiled(made, "pair")
+    other = process.build(tmp_path / "other", "pair", [cases.add_entry("pair_add", ("sm_80",))])
+    (other / built.name).write_bytes(b"no library")
+    with pytest.raises(ArtifactError, match="is no Python module of this artifact"):
+        aot.load(other)
+    built.replace(other / built.name)
+    with pytest.raises(ArtifactError, match="made from another build of the artifact"):
+        aot.load(other)
+    (other / built.name).unlink()
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(ArtifactError, match="does not compile: false failed: no message"):
+        aot.load(other)
+
+
+def test_the_module_is_the_same_whoever_builds_it(tmp_path):
+    entries = [cases.add_entry("pair_add")]
+    texts = [
+        (process.build(tmp_path / place / "pair", "pair", entries) / "pair_module.c").read_text()
+        for place in ("one", "other")
+    ]
+    assert texts[0] == texts[1]
+    assert str(tmp_path) not in texts[0]
+
+
+@pytest.mark.skipif(not cases.HAS["cmake"], reason="needs CMake")
+def test_cmake_builds_the_module(tmp_path):
+    made = process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
+    build = tmp_path / "out"
+    cases.compiled("cmake", "-S", made, "-B", build, f"-DPython3_EXECUTABLE={sys.executable}")
+    cases.compiled("cmake", "--build", build, "--target", "pair_module")
+    (build / "pair.abi3.so").rename(made / "pair.abi3.so")
+    assert "pair_add" in repr(aot.load(made))
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", made / "pair.abi3.so"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert symbols[2::3] == ["PyInit_pair"]
