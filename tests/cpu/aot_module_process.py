@@ -8,10 +8,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import aot_c_cases as cases
 import pytest
-from aot_c_process import Launch
 
+import aot_c_cases as cases
+from aot_c_process import Launch
 from gristmill import aot, native
 from gristmill.aot import writing
 from gristmill.native.building import loaded

@@ -8,7 +8,6 @@ from ctypes import c_char_p, c_double, c_int32, c_int64, c_void_p
 from dataclasses import replace
 
 import aot_c_cases as cases
-
 from aot_cases import entry
 from gristmill import aot, native
 from gristmill.aot import writing

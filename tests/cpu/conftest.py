@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import aot_module_process
 import pytest
 
 import aot_c_cases as cases
 import aot_c_process
-import aot_module_process
 
 ASAN = cases.sanitizer("asan")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")

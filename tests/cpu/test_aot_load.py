@@ -6,10 +6,10 @@ import subprocess
 import sys
 import textwrap
 
-import aot_c_cases as cases
 import aot_module_process as process
 import pytest
 
+import aot_c_cases as cases
 from gristmill import aot
 from gristmill.aot.manifest_json import to_text
 from gristmill.errors import ArtifactError

@@ -8,10 +8,11 @@ import struct
 import sys
 import threading
 
-import aot_c_cases as cases
 import aot_module_process as process
 import pytest
 from aot_module_process import BFLOAT16, FLOAT32, STREAM, Module
+
+import aot_c_cases as cases
 
 pytestmark = process.NEEDS
 

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import textwrap
 
-import aot_c_cases as cases
 import aot_module_process as process
 import aot_op_cases as op_cases
 import pytest
-from aot_c_process import Launch
 from aot_op_cases import Operand, Plan
 
+import aot_c_cases as cases
+from aot_c_process import Launch
 from gristmill import aot
 from gristmill.aot.row_choice import value
 from gristmill.errors import ArtifactError, InvalidInputError
