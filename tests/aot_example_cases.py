@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from aot_cases import EXAMPLES
+from gristmill.aot import writing
 from gristmill.aot.artifact import read_manifest
-from gristmill.aot.c_artifact import write
 from gristmill.aot.inspection import binary_file
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -40,7 +40,8 @@ def for_fake_driver(artifact, folder):
     of its parameters; returns the manifest."""
     manifest = read_manifest(artifact)
     entries = []
-    (folder / "kernels").mkdir(parents=True)
+    laid_out = folder.parent / f"{folder.name}-laid-out"
+    (laid_out / "kernels").mkdir(parents=True)
     for entry in manifest.kernels:
         variants = []
         for variant in entry.variants:
@@ -48,8 +49,7 @@ def for_fake_driver(artifact, folder):
             data = f"FAKE {variant.symbol} {sizes}\n# {variant.binary}\n\0".encode()
             name = hashlib.sha256(data).hexdigest()
             variants.append(dataclasses.replace(variant, binary=name))
-            (folder / binary_file(variants[-1])).write_bytes(data)
+            (laid_out / binary_file(variants[-1])).write_bytes(data)
         entries.append(dataclasses.replace(entry, variants=tuple(variants)))
     faked = dataclasses.replace(manifest, kernels=tuple(entries))
-    write(faked, folder)
-    return faked
+    return writing.write(faked, laid_out / "kernels", writing.check_place(folder))

@@ -3,18 +3,24 @@ programs compiled with -Werror and run over the fake driver."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
+import sys
+import textwrap
 
+import aot_module_process
 import pytest
 
 import aot_c_cases as cases
 import aot_example_cases as examples
-from aot_cases import EXAMPLES
+from aot_cases import EXAMPLES, module
 from gristmill import aot
 from gristmill.aot.inspection import faults
 
 VECTOR_ADD = EXAMPLES / "vector_add"
+MOE = EXAMPLES / "fused_moe"
+sys.path.append(str(MOE))
 # The goal is 15 s on two idle cores; docs/aot-operators.md has what was measured. CI machines are
 # shared, and this bound only tells a build that is broken.
 MAX_MATMUL_S = 120
@@ -107,3 +113,95 @@ def test_64_patterns_of_the_matmul_are_few_binaries(tmp_path):
     assert said["binaries"] <= 40
     assert said["size_bytes"]["sm_90"] < 2 << 20
     assert said["seconds"] < MAX_MATMUL_S
+
+
+# ------------------------------------------------------------------------------------- fused_moe
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory):
+    """The FP8 kernel for one output type, weighted, of two experts a token: a part of the example,
+    which takes a minute and more."""
+    spec = module(MOE / "spec.py", "aot_example_moe_spec")
+    part = spec.fused_moe.spec(MUL_ROUTED_WEIGHT=[True], top_k=[2]).types(C=["fp16"])
+    folder = tmp_path_factory.mktemp("moe") / "fused_moe"
+    return folder, part.build(folder, spec.TARGETS)
+
+
+def test_the_moe_kernel_is_built_without_spills(moe):
+    folder, report = moe
+    assert report.variants == 2  # what servers pass, and what asks nothing
+    assert faults(folder, report.manifest) == []
+    for variant in report.manifest.kernels[0].variants:
+        assert variant.usage.spill_bytes == 0
+        assert variant.usage.shared_bytes <= 232_448
+
+
+def test_the_moe_kernel_in_bf16_is_built_for_amd(tmp_path):
+    """Its FP8 type is none of gfx942's; unquantised, it is the same kernel with no scales."""
+    spec = module(MOE / "spec.py", "aot_example_moe_spec")
+    absent = aot.Ptr("fp32", align=[1], optional=True)
+    kernel = (
+        spec.fused_moe.spec(a_ptr=aot.Ptr("bf16"), b_ptr=aot.Ptr("bf16"))
+        .spec(a_scale_ptr=absent, b_scale_ptr=absent, group_n=[0], group_k=[0])
+        .spec(use_fp8_w8a8=[False], MUL_ROUTED_WEIGHT=[True], top_k=[2], BLOCK_SIZE_K=[32])
+        .types(C=["bf16"])
+        .where(lambda v: v.a_scale_ptr is None and v.b_scale_ptr is None)
+        .where(lambda v: v.unspecialised)
+    )
+    report = kernel.build(tmp_path / "moe", "gfx942")
+    assert report.variants == 1
+    assert faults(tmp_path / "moe", report.manifest) == []
+
+
+CALL = """
+import sys
+sys.modules["triton"] = None  # importing it raises
+sys.path.append({folder!r})
+import torch
+from compare import CONFIG, arrange, inputs
+from gristmill import aot
+
+case = dict(M=7, N=128, K=256, E=8, top_k=2, out="float16", weighted=True)
+call = arrange(**inputs(case, 0, "cpu"))
+names = {{torch.float8_e4m3fn: "fp8e4nv", torch.int32: "i32"}}
+passed = [
+    (a.data_ptr(), names.get(a.dtype, a.dtype)) if isinstance(a, torch.Tensor) else a
+    for a in call.arguments
+]
+artifact = aot.load({artifact!r})
+launched = (CONFIG.num_warps, CONFIG.num_stages, *call.grid)
+artifact.fused_moe_kernel(*passed, *launched, stream=0)
+try:
+    artifact.fused_moe_kernel(*passed[:-5], 6, *passed[-4:], *launched, stream=0)
+except artifact.Error as error:
+    print(error)
+"""
+
+
+@aot_module_process.NEEDS
+def test_the_moe_kernel_is_called_from_python_without_triton(moe, drivers, tmp_path):
+    fake = tmp_path / "fused_moe"
+    examples.for_fake_driver(moe[0], fake)
+    code = CALL.format(folder=str(MOE), artifact=str(fake))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**cases.child_environment(drivers), "GRISTMILL_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "top_k" in done.stdout  # the nearest variant, and what it lacks
+
+
+def test_the_cases_of_the_comparison_have_every_pair():
+    import covering
+
+    chosen = covering.pairwise()
+    assert all(map(covering.fits, chosen))
+    assert len(chosen) < 30
+    for (one, ones), (other, others) in itertools.combinations(covering.FACTORS.items(), 2):
+        for pair in itertools.product(ones, others):
+            assert any((case[one], case[other]) == pair for case in chosen), (one, other, pair)
