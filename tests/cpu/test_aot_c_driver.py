@@ -42,7 +42,13 @@ def failures(path, hungry, functions):
             assert lib.fake.fake_live_allocations() == 0
 
 
-LOADING = ("cuCtxGetDevice", "cuDeviceGetAttribute", "cuLibraryLoadData", "cuLibraryGetKernel")
+LOADING = (
+    "cuCtxGetId",
+    "cuCtxGetDevice",
+    "cuDeviceGetAttribute",
+    "cuLibraryLoadData",
+    "cuLibraryGetKernel",
+)
 LOADING += ("cuKernelGetFunction", "cuFuncLoad", "cuLaunchKernelEx")
 
 
@@ -50,6 +56,22 @@ def test_a_failure_of_the_driver_is_a_code_and_the_next_call_works(child, librar
     child.run(failures, library, "hungry", dict.fromkeys((*LOADING, "cuMemAllocAsync"), DRIVER))
     child.run(failures, library, "hungry", {"cuMemFreeAsync": DRIVER})
     child.run(failures, library, "clustered", {"cuFuncSetAttribute": DRIVER})
+
+
+def failures_without_a_context(path):
+    for function in ("cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"):
+        lib = Library(path, "many", device=-1)
+        lib.fail(function)
+        assert lib.call("many_add", *lib.add_arguments()) == DRIVER
+        assert f"many_add: {function} failed with error 999" in lib.error
+        assert lib.fake.fake_current() == -1
+        assert lib.add().device == 0
+        assert lib.unload() == 0
+        assert lib.retained == [0, 0]
+
+
+def test_failures_where_a_thread_has_no_context(child, library):
+    child.run(failures_without_a_context, library)
 
 
 def failures_of_preload_and_unload(path):

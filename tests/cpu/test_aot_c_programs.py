@@ -106,6 +106,12 @@ def test_cpp_deduces_types(many, pair, drivers, tmp_path):
     run(tmp_path / "wrappers", drivers=drivers)
 
 
+@needs("nvcc")
+def test_a_cuda_program_calls_it(pair, tmp_path):
+    flags = ["-std=c++17", "-Xcompiler", "-Wall,-Wextra,-Werror", f"-I{pair}"]
+    compiled("nvcc", *flags, "-c", DATA / "consumer.cu", "-o", tmp_path / "consumer.o")
+
+
 def sanitized(flag, runtime):
     present = cases.sanitizer(runtime) is not None
     return pytest.param(flag, marks=pytest.mark.skipif(not present, reason=f"gcc has no {runtime}"))

@@ -1,5 +1,5 @@
 """An artifact's Python module: what each sort of argument becomes, what wrong ones
-say. In a process over the fake driver, where importing Triton raises."""
+say. In a process over the fake driver."""
 
 from __future__ import annotations
 

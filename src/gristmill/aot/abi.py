@@ -16,9 +16,9 @@ from gristmill.errors import CompileError
 MAP_BYTES = 128  # a CUtensorMap
 SCRATCH = ("global_scratch", "profile_scratch")
 PTX_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
-_PTX_ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)\s*[.{\n]", re.DOTALL)
+_PTX_ENTRY = re.compile(r"\.entry\s+\w+\s*\((.*?)\)\s*[.{\n]", re.DOTALL)
 _PTX_PARAM = re.compile(
-    r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w)(\d+)[^,\[]*?(?:\[(\d+)\])?\s*(?:,|$)"
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.[busf](\d+)[^,\[]*?(?:\[(\d+)\])?\s*(?:,|$)"
 )
 _AMD_ARGS = re.compile(r"^\s*(?:- )?\.args:\s*\n(.*?)^\s{0,4}\.\w+:", re.DOTALL | re.MULTILINE)
 
@@ -66,8 +66,7 @@ def declared_bytes(assembly: Mapping[str, Any]) -> list[int]:
     if "ptx" in assembly:
         entry = _PTX_ENTRY.search(assembly["ptx"])
         if entry is not None:
-            # The sizes of what is declared one a line.
-            return [_ptx_bytes(line) for line in entry[2].split("\n") if ".param" in line]
+            return [_ptx_bytes(line) for line in entry[1].splitlines() if ".param" in line]
     elif "amdgcn" in assembly:
         block = _AMD_ARGS.search(assembly["amdgcn"])
         if block is not None:
@@ -80,9 +79,9 @@ def declared_bytes(assembly: Mapping[str, Any]) -> list[int]:
 
 def _ptx_bytes(line: str) -> int:
     found = _PTX_PARAM.search(line.strip())
-    if found is None or found[2] not in PTX_BYTES:
+    if found is None or found[1] not in PTX_BYTES:
         raise CompileError(f"the PTX declares a parameter of unknown size: {line.strip()!r}")
-    return PTX_BYTES[found[2]] * int(found[3] or 1)
+    return PTX_BYTES[found[1]] * int(found[2] or 1)
 
 
 def _kernarg_bytes(block: str) -> list[int]:
