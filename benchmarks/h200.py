@@ -36,7 +36,7 @@ from gristmill.core.op import Op, Workload
 from gristmill.core.problem import TensorSpec
 from gristmill.core.registry import implementations, load, op_names
 from gristmill.measure.ceilings import Ceilings
-from gristmill.ops.get_op import tune
+from gristmill.ops.tune import tune
 
 # Decode sizes, where the host decides; of each op a kernel that is one launch.
 HOST_TIMES = (

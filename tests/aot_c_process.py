@@ -10,7 +10,7 @@ import unittest.mock
 from ctypes import c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 
 import aot_c_cases as cases
-from gristmill.native import ELEMENTS
+from gristmill.native.runtime import ELEMENTS
 
 
 class Child:

@@ -92,3 +92,19 @@ def faulty():
     if str(PLUGINS) not in sys.path:
         sys.path.insert(0, str(PLUGINS))
     return importlib.import_module("gristmill_faulty")
+
+
+@pytest.fixture
+def x():
+    """A few rows."""
+    import torch
+
+    return torch.randn(6, 32)
+
+
+@pytest.fixture
+def weight():
+    """A weight for them."""
+    import torch
+
+    return torch.randn(32)

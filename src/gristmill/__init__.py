@@ -34,12 +34,14 @@ from gristmill.errors import (
 if TYPE_CHECKING:
     from gristmill import nn
     from gristmill.ops._dispatch import register_ops
+    from gristmill.ops.bound_op import BoundOp
     from gristmill.ops.explain import explain
-    from gristmill.ops.get_op import BoundOp, get_op, tune
+    from gristmill.ops.get_op import get_op
     from gristmill.ops.matmul import matmul
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.rms_norm import rms_norm
     from gristmill.ops.silu_and_mul import silu_and_mul
+    from gristmill.ops.tune import tune
     from gristmill.tuners.autotune import autotune
     from gristmill.tuners.tuner import TritonAutoTuner
 
@@ -48,7 +50,7 @@ __version__ = "0.1.0"
 # Where the other public names live: imported at their first use, so that `import gristmill` costs
 # next to nothing.
 _HOME = {
-    "BoundOp": "gristmill.ops.get_op",
+    "BoundOp": "gristmill.ops.bound_op",
     "TritonAutoTuner": "gristmill.tuners.tuner",
     "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
@@ -61,7 +63,7 @@ _HOME = {
     "rms_norm": "gristmill.ops.rms_norm",
     "silu_and_mul": "gristmill.ops.silu_and_mul",
     "thaw": "gristmill.ops.plans",
-    "tune": "gristmill.ops.get_op",
+    "tune": "gristmill.ops.tune",
 }
 
 __all__ = [

@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 from gristmill.errors import InvalidInputError
 from gristmill.record import record
 
-TunePolicy = Literal["never", "now"]
+TunePolicy = Literal["never", "now", "idle"]
 StorePolicy = Literal["auto", "database", "shards"]
+L2State = Literal["cold", "warm"]
 PREFIX = "GRISTMILL_"
 PACKS = Path(__file__).parent / "packs"
 
@@ -32,10 +33,16 @@ class Settings:
             (`GRISTMILL_PACK_DIR`; default: the packs that gristmill ships).
         lock_file: the lock file whose plans this process is frozen to (`GRISTMILL_LOCK_FILE`;
             default: none).
-        tune: whether `get_op` may tune a problem it has no plan for (`GRISTMILL_TUNE=now|never`).
+        tune: `get_op` tunes a problem that it has no plan for (`now`), nothing is tuned unasked
+            (`never`), or whatever is called is tuned in the background while this process has
+            nothing to do (`idle`; `GRISTMILL_TUNE=now|never|idle`).
+        idle_budget_s: seconds that a process may tune in the background in all
+            (`GRISTMILL_IDLE_BUDGET_S`).
         budget_s: seconds that one tuning run may take (`GRISTMILL_BUDGET_S`).
         candidate_timeout_s: seconds after which a candidate that does not answer is killed
             (`GRISTMILL_CANDIDATE_TIMEOUT_S`).
+        growth_gb: gigabytes of host or of device memory by which a process that measures or
+            compiles may grow before it is replaced (`GRISTMILL_GROWTH_GB`).
         compile_jobs: processes that compile candidates (`GRISTMILL_COMPILE_JOBS`; default: the
             cores, at most 16).
         progress: show a progress bar while tuning (`GRISTMILL_PROGRESS=0|1`; default: when stderr
@@ -47,6 +54,9 @@ class Settings:
             (`GRISTMILL_STORE=auto|database|shards`; default: `shards` on network file systems).
         native: whether calls go through a C module, which is compiled at its first use where there
             is a compiler (`GRISTMILL_NATIVE=0|1`).
+        l2: what calls find in the device's L2 cache: nothing of theirs (`cold`: weights are larger
+            than L2, or others run in between), or what the same call has just left there (`warm`).
+            Each is measured for itself and has plans of its own (`GRISTMILL_L2=cold|warm`).
         interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU
             tensors too.
     """
@@ -57,11 +67,14 @@ class Settings:
     lock_file: Path | None = None
     tune: TunePolicy = "now"
     budget_s: float = 60.0
+    idle_budget_s: float = 600.0
     candidate_timeout_s: float = 30.0
+    growth_gb: float = 4.0
     compile_jobs: int = 1
     progress: bool | None = None
     store: StorePolicy = "auto"
     native: bool = True
+    l2: L2State = "cold"
     interpret: bool = False
 
     @classmethod
@@ -77,11 +90,14 @@ class Settings:
             lock_file=Path(lock_file).expanduser() if lock_file else None,
             tune=_one_of(env, "GRISTMILL_TUNE", "now", TunePolicy),
             budget_s=_number(env, "GRISTMILL_BUDGET_S", 60.0),
+            idle_budget_s=_number(env, "GRISTMILL_IDLE_BUDGET_S", 600.0),
             candidate_timeout_s=_number(env, "GRISTMILL_CANDIDATE_TIMEOUT_S", 30.0),
+            growth_gb=_number(env, "GRISTMILL_GROWTH_GB", 4.0),
             compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, cores())),
             progress=_switch("GRISTMILL_PROGRESS", progress),
             store=_one_of(env, "GRISTMILL_STORE", "auto", StorePolicy),
             native=_switch("GRISTMILL_NATIVE", env.get("GRISTMILL_NATIVE")) is not False,
+            l2=_one_of(env, "GRISTMILL_L2", "cold", L2State),
             interpret=env.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"),
         )
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import aot_c_cases as cases
 from aot_cases import entry
-from gristmill import aot, native
+from gristmill import aot
 from gristmill.aot import writing
 from gristmill.aot.manifest import Manifest
+from gristmill.native import runtime
 from gristmill.specs import rms_norm, silu_and_mul
 
 PROBLEMS = {
@@ -78,7 +79,7 @@ class Operand(ctypes.Structure):
         if isinstance(value, float):
             made.number = value
         elif value is not None:
-            made.dtype, made.data = native.ELEMENTS[value[0]], value[1]
+            made.dtype, made.data = runtime.ELEMENTS[value[0]], value[1]
             made.rank = len(value[2])
             made.sizes[: made.rank], made.strides[: made.rank] = value[2:]
         return made

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import aot_module_process
+import aot_op_cases
 import pytest
 
 import aot_c_cases as cases
 import aot_c_process
+from gristmill import aot
 
 ASAN = cases.sanitizer("asan")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
@@ -89,3 +91,18 @@ def child(drivers, flags):
 def tensors(tmp_path_factory):
     """The module of tensors that say that they are on a GPU."""
     return aot_module_process.device_tensors(tmp_path_factory.mktemp("tensors"))
+
+
+@pytest.fixture(scope="session")
+def norms(tmp_path_factory):
+    """An artifact with two operators, whose binaries are the fake driver's."""
+    folder = tmp_path_factory.mktemp("artifact") / "norms"
+    aot_op_cases.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(norms, tmp_path_factory):
+    """The project of that artifact."""
+    out = tmp_path_factory.mktemp("project") / "fastnorms"
+    return aot.wheel(norms, out, name="fastnorms", namespace="norms")

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aot_c_cases as cases
-from gristmill import native
 from gristmill.aot.c_artifact import write
 from gristmill.aot.c_grid import checked
 from gristmill.aot.c_names import identifier, text
 from gristmill.aot.manifest import Argument, Choice, KernelEntry, Manifest, Parameter, Slot
 from gristmill.errors import ArtifactError
+from gristmill.native import runtime
 
 
 def digests(folder):
@@ -42,9 +42,9 @@ def test_the_files_are_the_same_from_anywhere_and_name_no_place(tmp_path):
             assert str(tmp_path) not in said
             assert not re.search(r"[ \t]+$", said, re.MULTILINE), path
     manifest = cases.lay_out(tmp_path / "third", name, entries)
-    runtime = [f"gristmill/{header}" for header in native.HEADERS]
+    headers = [f"gristmill/{header}" for header in runtime.HEADERS]
     own = ["CMakeLists.txt", "many-config.cmake", "many.c", "many.h", "many.pc"]
-    assert write(manifest, tmp_path / "third") == sorted([*own, *runtime])
+    assert write(manifest, tmp_path / "third") == sorted([*own, *headers])
 
 
 @pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
@@ -81,10 +81,10 @@ def test_40_binaries_of_30_kb_take_less_than_2_mb(tmp_path):
 
 
 def test_codes_are_those_of_the_header_and_never_change():
-    assert native.ELEMENTS["none"] == 0
+    assert runtime.ELEMENTS["none"] == 0
     names = "none u1 i8 i16 i32 i64 u8 u16 u32 u64 fp16 bf16 fp32 fp64 fp8e4nv fp8e5"
     names += " fp8e4b8 fp8e5b16 fp8e4b15"
-    assert {name: code for code, name in enumerate(names.split())} == native.ELEMENTS
+    assert {name: code for code, name in enumerate(names.split())} == runtime.ELEMENTS
 
 
 def refused(tmp_path, entry, binaries=(), name="bad", message=""):

@@ -12,7 +12,7 @@ import pytest
 
 import aot_c_cases as cases
 from aot_c_process import Library, Tensor, at
-from gristmill.native import ELEMENTS
+from gristmill.native.runtime import ELEMENTS
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
 

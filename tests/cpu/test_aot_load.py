@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -37,6 +38,43 @@ def test_load_needs_neither_triton_nor_torch(tmp_path, tensors, drivers):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"<artifact 'pair' in {made}: pair_add, pair_add_tuned> []\n"
+
+
+def other_pythons():
+    """Interpreters of other versions on this machine, with the version of each."""
+    found = []
+    for minor in range(10, 16):
+        path = shutil.which(f"python3.{minor}")
+        if path is None or minor == sys.version_info.minor:
+            continue
+        command = [path, "-c", "import sys; print(sys.version_info[1])"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.stdout.strip() == str(minor):  # and no launcher without an interpreter behind it
+            found.append(path)
+    return found
+
+
+PYTHONS = other_pythons()
+
+
+@pytest.mark.skipif(not PYTHONS, reason="needs another version of Python")
+def test_other_pythons_import_the_module(tmp_path, drivers):
+    made = process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
+    module = process.compiled(made, "pair")
+    program = """
+        import pair
+        t = (0x1000, "fp16")
+        pair.pair_add(t, t, t, 64, 1.0, BLOCK=64, stream=7)
+        try:
+            pair.pair_add(t, t, t, 64, 1.0, 65, stream=7)
+        except pair.Error as error:
+            print(error.status, "needs `BLOCK` to be 64" in str(error))
+    """
+    environment = cases.child_environment(drivers) | {"PYTHONPATH": str(module.parent)}
+    for python in PYTHONS:
+        command = [python, "-S", "-c", textwrap.dedent(program)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert (done.stdout, done.stderr) == ("2 True\n", ""), python
 
 
 def test_what_is_no_artifact_is_refused(tmp_path):

@@ -1,58 +1,29 @@
-"""Operators of an artifact as C functions, and the project that installs them in torch: built with
-CMake, run without Triton and gristmill. Launches go to the fake driver."""
+"""The project that installs operators in torch: built with CMake, run without Triton and gristmill.
+Launches go to the fake driver."""
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import importlib.util
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import textwrap
 
 import aot_module_process as process
-import aot_op_cases as op_cases
 import pytest
-from aot_op_cases import Operand, Plan
 
 import aot_c_cases as cases
-from aot_c_process import Launch
+from aot_cases import EXAMPLES, module
 from gristmill import aot
-from gristmill.aot.row_choice import value
 from gristmill.errors import ArtifactError, InvalidInputError
+from gristmill.specs import rms_norm
 
 pytestmark = [
     process.NEEDS,
     pytest.mark.skipif(not cases.HAS["g++"] or not cases.HAS["cmake"], reason="needs g++, CMake"),
 ]
-NO_SPECIALISATION, NO_ARCHITECTURE = 2, 3
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    """An artifact with two operators, whose binaries are the fake driver's."""
-    folder = tmp_path_factory.mktemp("artifact") / "norms"
-    op_cases.write(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def project(artifact, tmp_path_factory):
-    """The project of that artifact."""
-    out = tmp_path_factory.mktemp("project") / "fastnorms"
-    return aot.wheel(artifact, out, name="fastnorms", namespace="norms")
-
-
-@pytest.fixture(scope="module")
-def library(project, tmp_path_factory):
-    """Its C functions."""
-    out = tmp_path_factory.mktemp("library") / "libnorms_ops.so"
-    flags = [*cases.WARNINGS, "-O2", "-fPIC", "-shared", f"-I{project}/include"]
-    folder = project / "csrc" / "norms"
-    cases.compiled("gcc", "-std=c11", *flags, f"-I{folder}", folder / "norms_ops.c", "-o", out)
-    return out
 
 
 def built(project, build):
@@ -77,142 +48,6 @@ def run(program, folder, drivers):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-# ------------------------------------------------------------------------------- C's functions
-
-
-def names_of(form, given):
-    """What the names of expressions stand for."""
-    found = {}
-    for argument, one in zip(form.arguments, given, strict=True):
-        if argument.kind == "tensor":
-            found[f"{argument.name}_address"] = one[1]
-            for d, (size, stride) in enumerate(zip(one[2], one[3], strict=True)):
-                found[f"{argument.name}_size_{d}"], found[f"{argument.name}_stride_{d}"] = (
-                    size,
-                    stride,
-                )
-    return found
-
-
-def expected_bytes(kernel, launch, names, tensors, floats):
-    """What the binary is passed, by the manifest: of the arguments that it may have as they are."""
-    made = []
-    for parameter, given in zip(kernel.parameters, launch.arguments, strict=True):
-        if given.kind == "tensor":
-            made.append(struct.pack("<Q", tensors[given.source]))
-        elif given.kind == "scalar":
-            made.append(struct.pack("<f", floats[given.source]))
-        elif given.kind == "integer" or (given.kind == "constant" and parameter.kind == "integer"):
-            number = value(given.source, names) if given.kind == "integer" else given.value
-            made.append(struct.pack("<q", number))
-    return made
-
-
-def calls_agree(path, folder, op, forms):
-    """Every call's row, outputs and launches, against the manifest read in Python."""
-    c, fake = ctypes.CDLL(str(path)), ctypes.CDLL("libcuda.so.1")
-    fake.fake_launch.restype = ctypes.POINTER(Launch)
-    fake.fake_reset()
-    fake.fake_use(0)
-    manifest = aot.read_manifest(folder)
-    (function,) = (f for f in manifest.functions if f.name == op)
-    kernels = {kernel.name: kernel for kernel in manifest.kernels}
-    rows = [row for form in function.forms for row in form.rows]
-    for number, given in forms:
-        form = function.forms[number]
-        operands = (Operand * 8)(*map(Operand.of, given))
-        plan, names = Plan(), names_of(form, given)
-        status = getattr(c, f"norms_{op}_plan")(operands, ctypes.byref(plan))
-        row = aot.row_of(form, "sm_90", names)
-        c.norms_last_error.restype = ctypes.c_char_p
-        assert status == (0 if row else NO_SPECIALISATION), (given, c.norms_last_error())
-        if row is None:
-            continue
-        assert rows[plan.row] == row, given
-        made = [*form.outputs, *row.workspace]
-        assert (plan.outputs, plan.workspaces) == (len(form.outputs), len(row.workspace))
-        tensors = {
-            a.name: g[1] for a, g in zip(form.arguments, given, strict=True) if a.kind == "tensor"
-        }
-        floats = {
-            a.name: g for a, g in zip(form.arguments, given, strict=True) if a.kind == "scalar"
-        }
-        for i, tensor in enumerate(made):
-            operand = operands[len(given) + i]
-            parts = (tensor.sizes, tensor.strides)
-            assert operand.shape() == tuple(tuple(value(e, names) for e in p) for p in parts)
-            operand.data = tensors[tensor.name] = 0x100000 * (i + 1)
-        before = fake.fake_launches()
-        assert getattr(c, f"norms_{op}_run")(operands, ctypes.byref(plan), ctypes.c_void_p(7)) == 0
-        grids = [[value(e, names) for e in launch.grid] for launch in row.launches]
-        real = [one for one in zip(row.launches, grids, strict=True) if 0 not in one[1]]
-        assert fake.fake_launches() == before + len(real)
-        for i, (launch, grid) in enumerate(real):
-            seen = fake.fake_launch(before + i).contents
-            assert (seen.symbol.decode(), list(seen.grid), seen.stream) == (launch.kernel, grid, 7)
-            left = iter(expected_bytes(kernels[launch.kernel], launch, names, tensors, floats))
-            for passed in seen.parameters[
-                :-2
-            ]:  # each is the next, or the one after what is compiled in
-                assert any(passed == whole[: len(passed)] for whole in left), (given, launch)
-
-
-def tensor(shape, strides=None, type_="bf16", address=0x10000):
-    """A tensor: (element type, address, sizes, strides)."""
-    made, step = [], 1
-    for size in reversed(shape):
-        made.insert(0, step)
-        step *= max(size, 1)
-    return type_, address, shape, strides or tuple(made)
-
-
-def test_c_functions_do_what_the_manifest_says(child, artifact, library):
-    weight = tensor((4096,), address=0x80000)
-    short = tensor((128,), address=0x80000)
-    norms = [(0, (tensor((m, 4096)), weight, 1e-5)) for m in (0, 1, 2, 15, 16, 17, 4095, 70_000)]
-    norms += [
-        (0, (tensor((33, 4096), (9000, 1)), weight, 1e-6)),  # rows apart
-        (0, (tensor((33, 4096), address=0x10008), weight, 1e-6)),  # at no multiple of 16
-        (0, (tensor((33, 4096), (1, 33)), weight, 1e-6)),  # transposed: no row
-        (0, (tensor((33, 4097)), tensor((4097,)), 1e-6)),  # another weight: no row
-        *((1, (tensor(shape), short, 1e-6)) for shape in ((1, 1, 128), (4, 40, 128), (9, 1, 128))),
-    ]
-    child.run(calls_agree, library, artifact, "rms_norm", norms)
-    up = tensor((5, 1536), address=0x90000)
-    halves = [(0, (tensor((m, 3072)), None)) for m in (0, 1, 16, 5000)]
-    halves += [(0, (tensor((5, 3072), (4000, 1)), None)), (1, (tensor((5, 1536)), up))]
-    child.run(calls_agree, library, artifact, "silu_and_mul", halves)
-
-
-def refused(path):
-    c, fake = ctypes.CDLL(str(path)), ctypes.CDLL("libcuda.so.1")
-    c.norms_last_error.restype = ctypes.c_char_p
-    fake.fake_reset()
-    fake.fake_use(0)
-
-    def plan(*given):
-        operands = (Operand * 8)(*map(Operand.of, given))
-        return c.norms_rms_norm_plan(operands, ctypes.byref(Plan())), c.norms_last_error().decode()
-
-    weight = tensor((4096,))
-    status, message = plan(tensor((3, 4096), type_="fp64"), weight, 1e-6)
-    assert (status, "types (fp64[3, 4096], bf16[4096], -)" in message) == (NO_SPECIALISATION, True)
-    assert "there are (x: bf16, 2 dimensions, weight: bf16, 1 dimension, eps: a number)" in message
-    status, message = plan(tensor((3, 4097)), weight, 1e-6)
-    assert (status, "the nearest need `x_size_1 == 4096`" in message) == (NO_SPECIALISATION, True)
-    operands = (Operand * 8)(*map(Operand.of, (tensor((3, 4096)), weight, 1e-6)))
-    assert c.norms_rms_norm_run(operands, ctypes.byref(Plan(row=9999)), None) == 1
-    assert "the plan's row is 9999" in c.norms_last_error().decode()
-    fake.fake_use(1)  # whose capability is 8.0
-    status, message = plan(tensor((3, 4096)), weight, 1e-6)
-    assert status == NO_ARCHITECTURE
-    fake.fake_use(0)
-
-
-def test_calls_that_nothing_was_compiled_for(child, library):
-    child.run(refused, library)
 
 
 # ---------------------------------------------------------------------------------- the project
@@ -290,6 +125,7 @@ ANSWERED = {
 
 GPU_CALLS = """
     import ctypes
+
     import torch
     import fastnorms
 
@@ -354,8 +190,8 @@ def test_pip_installs_the_project(project, tmp_path, drivers):
     run(CALLS, tmp_path / "installed", drivers)
 
 
-def test_the_project_is_the_same_whoever_writes_it(artifact, project, tmp_path):
-    other = aot.wheel([artifact], tmp_path / "other", name="fastnorms", namespace="norms")
+def test_the_project_is_the_same_whoever_writes_it(norms, project, tmp_path):
+    other = aot.wheel([norms], tmp_path / "other", name="fastnorms", namespace="norms")
     written = [
         {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
         for folder in (project, other)
@@ -364,29 +200,41 @@ def test_the_project_is_the_same_whoever_writes_it(artifact, project, tmp_path):
     assert not any(str(tmp_path).encode() in content for content in written[1].values())
 
 
-def test_what_makes_no_project_is_refused(artifact, tmp_path):
+def test_the_example_writes_a_project(tmp_path, monkeypatch, capsys):
+    make = module(EXAMPLES / "torch_ops" / "make.py", "make_torch_ops")
+    few = functools.partial(aot.op_kernels, problems=[rms_norm.problem_of((16, 4096))])
+    monkeypatch.setattr(aot, "op_kernels", few)
+    out = str(tmp_path / "fastops")
+    monkeypatch.setattr(sys, "argv", ["make.py", out, "--target", "sm_90", "--op", "rms_norm"])
+    make.main()
+    assert f"pip install {out}" in capsys.readouterr().out
+    (binary, *_) = (tmp_path / "fastops" / "csrc" / "fastops_kernels" / "kernels").iterdir()
+    assert binary.read_bytes()[:4] == b"\x7fELF"
+
+
+def test_what_makes_no_project_is_refused(norms, tmp_path):
     for more, message in [
         ({"name": "a-b"}, "`name` is 'a-b'"),
         ({"name": "fast", "namespace": "class"}, "`namespace` is 'class'"),
         ({"name": "fast", "version": "one"}, "`version` is 'one'"),
     ]:
         with pytest.raises(InvalidInputError, match=message):
-            aot.wheel(artifact, tmp_path / "out", **more)
+            aot.wheel(norms, tmp_path / "out", **more)
     with pytest.raises(InvalidInputError, match="`targets` is empty"):
         aot.wheel("rms_norm", tmp_path / "out", name="fast")
     with pytest.raises(InvalidInputError, match="nothing to make a project of"):
         aot.wheel([], tmp_path / "out", name="fast")
     with pytest.raises(ArtifactError, match="two artifacts are named 'norms'"):
-        aot.wheel([artifact, artifact], tmp_path / "out", name="fast")
+        aot.wheel([norms, norms], tmp_path / "out", name="fast")
     with pytest.raises(ArtifactError, match="cannot be read"):
         aot.wheel(tmp_path / "nothing", tmp_path / "out", name="fast")
     plain = process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
     with pytest.raises(ArtifactError, match="has no operators"):
         aot.wheel(plain, tmp_path / "out", name="fast")
     with pytest.raises(ArtifactError, match="which no build wrote"):
-        aot.wheel(artifact, tmp_path, name="fast")
+        aot.wheel(norms, tmp_path, name="fast")
     with pytest.raises(ArtifactError, match="is not empty"):
-        aot.wheel(artifact, plain, name="fast")
+        aot.wheel(norms, plain, name="fast")
     (plain / "pair.c").write_text("")
     with pytest.raises(ArtifactError, match=r"pair\.c is missing or was changed"):
         aot.wheel(plain, tmp_path / "out", name="fast")

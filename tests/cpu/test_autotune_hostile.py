@@ -23,7 +23,8 @@ from gristmill.errors import GristmillError, InvalidInputError, TuningError
 from gristmill.tuners import launching
 from gristmill.tuners.arguments import Arguments, Copies
 from gristmill.tuners.choices import as_space
-from gristmill.tuners.run import KernelTask, WorkerMeasurer
+from gristmill.tuners.run import WorkerMeasurer
+from gristmill.tuners.task import KernelTask
 from gristmill.tuners.travel import module_source, pack, source_hash, text_hash, unpack
 from gristmill.tuners.trial import Call, Terms
 from gristmill.tuners.truth import judge, truth_of

@@ -27,7 +27,7 @@ from gristmill.cli.app import app
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.errors import InvalidInputError
-from gristmill.ops.get_op import tune
+from gristmill.ops.tune import tune
 from gristmill.tuning.budget import Evaluation
 from gristmill.tuning.runner import TuningRun
 

@@ -13,8 +13,10 @@ import triton
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gristmill.compile import hot
+from gristmill.compile import bound, hot
 from gristmill.core.launch import Launch, TensorMap
+from gristmill.core.registry import implementation
+from gristmill.core.target import device_target
 from gristmill.errors import CompileError
 
 DEVICE = torch.device("cuda", 0)
@@ -187,3 +189,47 @@ def test_a_tensor_that_a_launcher_made_itself_is_refused():
     x = torch.empty(4)
     with pytest.raises(CompileError, match="neither an argument, an output nor workspace"):
         hot.bind_launch(_launch(x.view(2, 2)), _kernel(Run()), [x], DEVICE)
+
+
+@pytest.mark.parametrize("past_the_dispatcher", [True, False])
+@pytest.mark.parametrize("name", ["rms_norm/row", "matmul/split_k"])
+def test_a_bound_call_allocates_what_the_op_declares_on_the_current_device(
+    name, past_the_dispatcher, monkeypatch
+):
+    """Both ways to allocate; in both, after the device is the tensors' own."""
+    impl = implementation(*name.split("/"))
+    problem = impl.op.sized(dict(zip(impl.op.axis_names, (16, 64, 256), strict=False)), "bfloat16")
+    values = problem.empty(torch.device("cpu"))
+    config = impl.config(None, problem, device_target(torch.device("cpu")))
+    launched, current = [], [0]
+
+    class Guard:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    def bind(launch, slots, device):
+        return lambda *addresses: launched.append((current[-1], len(slots), addresses))
+
+    monkeypatch.setattr(bound, "EXECUTOR", SimpleNamespace(bind=bind))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    if not past_the_dispatcher:
+        monkeypatch.setattr(bound, "_empty_strided", lambda device: None)
+    call = bound.bind(impl, config, values)
+    (spec,) = impl.op.outputs(problem)
+    for _ in range(2):  # the CPU's index is `None`: another device is current
+        out = call(*values)
+        assert (out.shape, out.stride(), out.dtype) == (spec.shape, spec.strides, spec.torch_dtype)
+        assert not out.is_inference()
+        place, slots, addresses = launched[-1]
+        assert place is None
+        assert len(addresses) == slots
+        assert out.data_ptr() in addresses
+    with torch.inference_mode():
+        assert call(*values).is_inference()

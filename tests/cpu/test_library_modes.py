@@ -21,16 +21,6 @@ pytestmark = pytest.mark.usefixtures("fresh_store")
 REFERENCE = load("rms_norm").reference
 
 
-@pytest.fixture
-def x():
-    return torch.randn(6, 32)
-
-
-@pytest.fixture
-def weight():
-    return torch.randn(32)
-
-
 def registered_rms_norm(x, weight=None):
     return registered(load("rms_norm"))(x, weight)
 

@@ -165,8 +165,28 @@ def test_a_shared_weight_gets_one_product():
     y = gm.matmul(x, w.t())
     with Seen() as seen:
         y.sum().backward()
-    assert sorted(tuple(t.shape) for t in seen.first) == [(2, 3, 6), (8, 6)]
+    assert sorted(tuple(t.shape) for t in seen.first) == [(2, 3, 6), (6, 6)]
     assert w.grad is not None
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (3, 6, 8)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_of_a_weight_lies_as_the_weight(shape, compiled):
+    """As another layout torch would copy it into `w.grad`."""
+    x, w = rand(*shape[:-2], 5, 8).requires_grad_(), rand(*shape).requires_grad_()
+    call = torch.compile(gm.matmul, backend="aot_eager") if compiled else gm.matmul
+    (grad,) = torch.autograd.grad(call(x, w.mT).square().sum(), w)
+    assert grad.stride() == w.stride()
+    torch.testing.assert_close(grad, torch.autograd.grad((x @ w.mT).square().sum(), w)[0])
+    b = rand(*shape[:-2], 8, 6).requires_grad_()
+    (grad,) = torch.autograd.grad(call(x, b).sum(), b)
+    assert grad.stride() == b.stride()
+
+
+def test_a_weight_s_gradient_alone_does_not_keep_the_weight():
+    x, w = rand(5, 8), rand(6, 8).requires_grad_()
+    kept = gm.matmul(x, w.t()).grad_fn.saved_tensors
+    assert [t.shape for t in kept] == [x.shape]
 
 
 class Seen(TorchDispatchMode):

@@ -270,6 +270,32 @@ def test_several_outputs_launches_and_workspace(driver):
     assert struct.unpack("<QQ", read())[0] != 0
 
 
+def test_outputs_that_the_caller_gives(driver):
+    read = received(driver, 8, 8)
+    packed = launch(bytes(16), (0, 8), ((0, 0), (8, 1)))
+    module = calls()
+    table, x, out = module.Table(), torch.randn(4, 8), torch.empty(4, 8)
+    table.add((x, out), module.Program(2, 0, (), (packed,), None, 1))
+    assert table(x, out) is out
+    assert struct.unpack("<QQ", read()) == (x.data_ptr(), out.data_ptr())
+    both = torch.empty(60)
+    shifted = both[8:40].view(4, 8)
+    assert table(both[:32].view(4, 8), shifted) is module.MISS  # the output is an input too
+    assert table(out, out) is module.MISS
+    assert table(both[:32].view(4, 8), both[28:].view(4, 8)) is module.MISS
+    assert number(driver, "launches") == 1
+    two = module.Table()
+    made = ((torch.empty, ((5,),), None, -1, -1),)
+    two.add((x, out, x), module.Program(3, 0, made, (packed,), None, 2))
+    first, second = torch.empty(4, 8), torch.empty(4, 8)
+    assert two(x, first, second) == (first, second)
+    needs = torch.randn(4, 8, requires_grad=True)
+    assert table(needs, out) is module.MISS
+    for arguments, outputs, given in ((2, 1, 1), (2, 0, 0), (2, 0, 3), (2, 0, -1)):
+        with pytest.raises(ValueError, match="more tensors"):
+            module.Program(arguments, outputs, (LIKE,), (packed,), None, given)
+
+
 def test_descriptors_are_encoded_once_an_address(driver):
     read = received(driver, 128, 8)
     described = (0, 0, 6, 3, 0, (64, 32), (1024, 512), (2048, 1 << 20))

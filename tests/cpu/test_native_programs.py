@@ -41,7 +41,11 @@ def test_the_oldest_entries_are_dropped():
     assert len(table) == 75
     found = [n for n in range(1, 101) if table(torch.empty(n)) is not calls().MISS]
     assert found == list(range(26, 101))
+    assert table.knows((torch.empty(50),))
+    assert not table.knows((torch.empty(5),))
+    assert not table.knows(("text", []))
     table.clear()
+    assert not table.knows((torch.empty(50),))
     assert len(table) == 0
     assert table(torch.empty(50)) is calls().MISS
     table.drop(3)

@@ -88,9 +88,9 @@ def job(tmp_path):
     return Job(tmp_path)
 
 
-def measured(spec, values, problem):
+def measured(spec, problem, device):
     """What a tuner would keep: a plan for both objectives, which names its process."""
-    bucket, target = spec.bucket(problem), device_target(spec.device(values))
+    bucket, target = spec.bucket(problem), device_target(device)
     for objective in ("eager", "graph"):
         plan = replace(
             select(spec, problem, target, objective),
@@ -113,14 +113,14 @@ def tuner(monkeypatch, tmp_path):
     log.touch()
     wishes = {"before": lambda: None}
 
-    def tune(spec, values, problem, *rest, **options):
+    def tune(spec, problem, device, *rest, **options):
         wishes["before"]()
         with log.open("a") as file:
             file.write(f"{dist.get_rank() if dist.is_initialized() else '-'} {problem}\n")
-        measured(spec, values, problem)
+        measured(spec, problem, device)
         return TuningResult()
 
-    monkeypatch.setattr(get_op, "_tune", tune)
+    monkeypatch.setattr(get_op, "tune_problem", tune)
     wishes["log"] = lambda: [line.split(" ", 1)[0] for line in log.read_text().splitlines()]
     return wishes
 

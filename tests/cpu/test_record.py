@@ -145,12 +145,33 @@ def test_a_tensor_in_it_is_compared_by_identity_first():
 
 @pytest.mark.parametrize(
     "option",
-    [{"compare": False}, {"repr": False}, {"init": False}, {"kw_only": True}, {"hash": True}],
+    [
+        {"compare": False},
+        {"repr": False},
+        {"init": False},
+        {"kw_only": True},
+        {"hash": True},
+        {"default": []},
+        {"annotation": "ClassVar[int]"},
+        {"annotation": "dataclasses.InitVar[int]"},
+        {"annotation": "KW_ONLY"},
+    ],
 )
 def test_options_that_records_do_not_have_are_refused(option):
-    field = dataclasses.field(default=1, **option)
+    kind = option.pop("annotation", "int")
+    field = dataclasses.field(**{"default": 1, **option})
     with pytest.raises(TypeError, match=r"field 'x' of the record Odd.*Make the class a dataclass"):
-        record(type("Odd", (), {"__annotations__": {"x": "int"}, "x": field}))
+        record(type("Odd", (), {"__annotations__": {"x": kind}, "x": field}))
+
+
+def test_what_dataclasses_asks_is_made_when_it_asks():
+    made = record(type("Made", (), body()))
+    made(1, ()).total()
+    assert "_LateFields" in repr(vars(made)["__dataclass_fields__"])
+    fields = dataclasses.fields(made)
+    assert [(f.name, f.type) for f in fields] == list(Fields.__annotations__.items())
+    assert vars(made)["__dataclass_fields__"] == {f.name: f for f in fields}
+    assert made.__match_args__ == ("a", "b", "c", "d")
 
 
 def test_methods_are_generated_when_they_are_looked_up():

@@ -16,6 +16,7 @@ from gristmill.cache.store import store
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.registry import load
 from gristmill.core.space import Space, choice, pow2, require
+from gristmill.measure.conditions import Conditions
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
@@ -65,6 +66,7 @@ class Measures:
     """Answers at once."""
 
     least_us = None
+    seen = Conditions()
 
     def measure(self, candidate, best_us):
         us, words = time_us(candidate.config), spills(candidate.config)
@@ -79,6 +81,9 @@ class Measures:
 
     def roofline(self):
         return None if self.least_us is None else Roofline(self.least_us, "memory")
+
+    def conditions(self):
+        return self.seen
 
     def __enter__(self):
         return self

@@ -18,6 +18,7 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Bucket, Problem
 from gristmill.core.space import Space, choice
 from gristmill.core.target import device_target
+from gristmill.measure.conditions import Conditions
 from gristmill.tuners.compiler import NothingToCompile
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
@@ -98,6 +99,9 @@ class FakeMeasurer(contextlib.AbstractContextManager):
 
     def verify(self, candidates):
         return self.race(candidates)[0]
+
+    def conditions(self):
+        return Conditions()
 
 
 class NumbersRun(TuningRun):

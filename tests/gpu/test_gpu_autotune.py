@@ -20,7 +20,7 @@ from triton.backends.nvidia.compiler import get_ptxas_version
 import gristmill as gm
 from gristmill import settings
 from gristmill.measure.statistics import median, never_slower
-from gristmill.tuners import answer, run
+from gristmill.tuners import answer, task
 from gristmill.tuners.answer import AutotuneWarning
 from gristmill.tuning.measurer import stop_workers
 
@@ -119,7 +119,7 @@ def test_the_worker_and_this_process_find_what_the_compile_server_made(cuda, tmp
 
 
 def test_a_hook_or_too_much_memory_is_tuned_here_and_says_so(cuda, monkeypatch):
-    monkeypatch.setattr(run, "TRAVEL_BYTES", 1 << 10)
+    monkeypatch.setattr(task, "TRAVEL_BYTES", 1 << 10)
     answer._said.clear()
     x = torch.zeros(N, device=cuda)
     with pytest.warns(AutotuneWarning, match="in this process.*memory is"):

@@ -85,6 +85,50 @@ def test_inductor_calls_the_op_with_and_without_cuda_graphs(name, mode, cuda):
         torch.testing.assert_close(got, gradients(call, values))
 
 
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")
+def test_a_graph_cut_into_cuda_graphs_calls_the_op_in_each(cuda):
+    """Inductor cuts where an op says that no CUDA graph can hold it."""
+
+    def parts(x, weight):
+        x = gm.rms_norm(x.sin(), weight)
+        return gm.rms_norm(torch.ops.gristmill_tests.cut(x).cos(), weight, 0.5)
+
+    x, weight, _ = arguments("rms_norm", cuda, "float32")
+    with torch.library._scoped_library("gristmill_tests", "FRAGMENT") as library:
+        library.define("cut(Tensor x) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,))
+        library.impl("cut", lambda x: x + 1, "CUDA")
+        library.impl("cut", torch.empty_like, "Meta")
+        compiled = torch.compile(parts, fullgraph=True, mode="reduce-overhead")
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            torch.testing.assert_close(compiled(x, weight), parts(x, weight))
+
+
+def test_compiled_calls_follow_addresses_and_plans(cuda):
+    """The graph's call is bound for aligned tensors; others, and new plans, find their own."""
+    compiled = torch.compile(gm.rms_norm, fullgraph=True, dynamic=False)
+    memory = torch.randn(24 * 136 + 1, device=cuda, dtype=torch.bfloat16)
+    weight = torch.randn(136, device=cuda, dtype=torch.bfloat16)
+    aligned, off = memory[:-1].view(24, 136), memory[1:].view(24, 136)
+    for x in (aligned, aligned, off, aligned.clone(), off):
+        torch.testing.assert_close(compiled(x, weight), gm.rms_norm(x, weight))
+    gm.get_op("rms_norm", (aligned, weight), tune="now", trials=2, budget_s=20.0)
+    for x in (aligned, off):
+        torch.testing.assert_close(compiled(x, weight), gm.rms_norm(x, weight))
+
+
+def test_a_call_allocates_on_the_tensors_device_whichever_is_current(cuda):
+    """The bound call's allocator takes the current device's memory."""
+    x = torch.randn(24, 136, device=cuda, dtype=torch.bfloat16)
+    for _ in range(2):
+        assert gm.rms_norm(x).device == x.device
+        with torch.cuda.device(torch.cuda.device_count() - 1):
+            assert gm.rms_norm(x).device == x.device
+    with torch.inference_mode():
+        assert gm.rms_norm(x.clone()).is_inference()
+    assert not gm.rms_norm(x).is_inference()
+
+
 def test_a_new_token_count_compiles_no_kernel(cuda):
     weight = torch.randn(4096, device=cuda, dtype=torch.bfloat16)
     w = torch.randn(512, 4096, device=cuda, dtype=torch.bfloat16)

@@ -9,7 +9,7 @@ import torch
 from gristmill.cache.store import store
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation
-from gristmill.ops.get_op import _adopt
+from gristmill.ops.tune import _adopt
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
 from pack_cases import OP, TARGET, beside, chosen, kept, problem, ship

@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-from gristmill import native
 from gristmill.aot.c_functions import Function, Kernel, kernel_view
 from gristmill.aot.c_header import (
     FIELD_KINDS,
@@ -23,6 +22,7 @@ from gristmill.aot.c_names import comment, identifier, text
 from gristmill.aot.c_tables import Field, Launched, architectures, element_code, tables_of
 from gristmill.aot.manifest import Manifest, Value
 from gristmill.errors import ArtifactError
+from gristmill.native import runtime
 from gristmill.record import record
 
 RUNTIME = "gristmill"  # the folder of the runtime's headers, beside the source
@@ -65,7 +65,7 @@ def write(manifest: Manifest, folder: str | Path) -> list[str]:
             "from it. Use ASCII letters, digits and `_`, a letter first, and no word of C or C++."
         )
     made = _render(manifest, folder)
-    made |= {f"{RUNTIME}/{name}": native.header(name) for name in native.HEADERS}
+    made |= {f"{RUNTIME}/{name}": runtime.header(name) for name in runtime.HEADERS}
     for path, content in made.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content, encoding="utf-8", newline="\n")
@@ -89,10 +89,10 @@ def _render(manifest: Manifest, folder: Path) -> dict[str, str]:
         "version": version_of(manifest),
         "guard": f"{name.upper()}_H",
         "api": f"{name.upper()}_API",
-        "types": native.header(native.PUBLIC),
+        "types": runtime.header(runtime.PUBLIC),
         "archs": archs,
         "binaries": list(binaries.values()),
-        "elements": list(native.ELEMENTS),
+        "elements": list(runtime.ELEMENTS),
         "kernels": kernels,
         "starts": {k.name: _starts(k) for k in kernels},
         "slot_rows": [[_row(*slot) for slot in row] for row in slots],

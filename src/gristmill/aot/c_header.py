@@ -8,7 +8,7 @@ from gristmill.aot.c_names import identifier, identifiers, integer, text
 from gristmill.aot.c_tables import Condition, Field, element_code
 from gristmill.aot.manifest import KernelEntry, Parameter, Value
 from gristmill.errors import ArtifactError
-from gristmill.native import ELEMENTS
+from gristmill.native.runtime import ELEMENTS
 from gristmill.record import record
 
 CONSTEXPRS = {

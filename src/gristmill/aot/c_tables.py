@@ -20,7 +20,7 @@ from gristmill.aot.manifest import (
     Variant,
 )
 from gristmill.errors import ArtifactError
-from gristmill.native import ELEMENTS
+from gristmill.native.runtime import ELEMENTS
 from gristmill.record import record
 
 ARCH_BITS = 6

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gristmill import native
 from gristmill.aot.c_artifact import RUNTIME, templates, version_of
 from gristmill.aot.c_functions import Function, Kernel, kernel_view
 from gristmill.aot.c_header import Passed
@@ -13,6 +12,7 @@ from gristmill.aot.c_tables import architectures, element_code, tables_of
 from gristmill.aot.elements import ALIASES, ELEMENT_BYTES
 from gristmill.aot.loading import digest_of
 from gristmill.aot.manifest import KernelEntry, Manifest
+from gristmill.native import runtime
 from gristmill.record import record
 
 HEADERS = ("exchange.h", "module.h")
@@ -74,7 +74,7 @@ def write(manifest: Manifest, folder: str | Path) -> list[str]:
         ArtifactError: the manifest has what C's interface cannot.
     """
     made = {f"{manifest.name}_module.c": source(manifest)}
-    made |= {f"{RUNTIME}/{name}": native.header(name) for name in HEADERS}
+    made |= {f"{RUNTIME}/{name}": runtime.header(name) for name in HEADERS}
     for path, content in made.items():
         Path(folder, path).write_text(content, encoding="utf-8", newline="\n")
     return sorted(made)

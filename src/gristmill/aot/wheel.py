@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gristmill import native
 from gristmill.aot import op_c
 from gristmill.aot.artifact import damaged_files, read_manifest
 from gristmill.aot.c_artifact import RUNTIME, templates, version_of
@@ -25,6 +24,7 @@ from gristmill.aot.wheel_ops import wheel_op
 from gristmill.aot.writing import check_place
 from gristmill.core.op import Op
 from gristmill.errors import ArtifactError, InvalidInputError
+from gristmill.native import runtime
 
 TORCH = "2.11"  # the oldest that the projects are for
 HEADERS = (*op_c.HEADERS, "torch_op.h")
@@ -179,8 +179,8 @@ def _write(
     }
     for folder, manifest in artifacts:
         _write_artifact(draft, folder, manifest)
-    for header in (*native.HEADERS, *HEADERS):
-        _write_text(draft / "include" / RUNTIME / header, native.header(header))
+    for header in (*runtime.HEADERS, *HEADERS):
+        _write_text(draft / "include" / RUNTIME / header, runtime.header(header))
     found = templates()
     for path, template in FILES.items():
         content = found.get_template(f"wheel/{template}.j2").render(scope)

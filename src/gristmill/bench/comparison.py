@@ -126,7 +126,9 @@ def compare(now: Report, before: Report, threshold: float = THRESHOLD) -> Compar
     old = {result.workload: result for result in before.results}
     new = {result.workload: result for result in now.results}
     software = [{**one.versions, "gristmill": ""} for one in (before.stamp, now.stamp)]
-    elsewhere = "" if now.stamp.target == before.stamp.target else "measured on another device"
+    elsewhere = (
+        "" if now.stamp.target == before.stamp.target else "measured on another device or L2"
+    )
     changes = [
         change
         for name, result in new.items()

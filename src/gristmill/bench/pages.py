@@ -21,7 +21,13 @@ from gristmill.bench.page import (
     number,
     render,
 )
-from gristmill.bench.report import LEGEND, ceilings_text, rate_text, verdict_text
+from gristmill.bench.report import (
+    LEGEND,
+    ceilings_text,
+    condition_warnings,
+    rate_text,
+    verdict_text,
+)
 from gristmill.bench.results import Report, Result, Row
 from gristmill.bench.tables import never_slower_count, plan_row, speedup_mean
 from gristmill.bench.tuning_record import Contender, TuningRecord
@@ -77,6 +83,7 @@ def _bench_section(report: Report, comparison: Comparison | None, name: str, tit
     tiles += [Tile(text.split(" ", 1)[1], text.split(" ", 1)[0]) for text in _ceilings(report)]
     warnings = [f"Not run, out of time: {', '.join(report.skipped)}."] if report.skipped else []
     warnings += [f"{r.workload}: {r.reason}" for r in report.results if r.reason]
+    warnings += condition_warnings(report)
     if comparison is not None:
         warnings += [f"Differs from the baseline in {one}." for one in comparison.differences]
     return Section(
@@ -263,6 +270,7 @@ def _tuning_section(record: TuningRecord, objective: Objective, name: str) -> Se
     warnings = []
     if record.interrupted:
         warnings.append("The search was interrupted: its choice is of what was measured by then.")
+    warnings += record.conditions.get("warnings", ())
     if objective not in record.choices:
         warnings.append("There is no plan: nothing was right on every value variant.")
     failed = sum(c.fate == "failed" for c in contenders)

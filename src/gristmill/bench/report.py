@@ -40,9 +40,21 @@ def print_report(out: Console, report: Report, legend: bool = True) -> None:
     for result in report.results:
         out.print()
         _print_result(out, result, report.matrix)
+    for warning in condition_warnings(report):
+        out.print(warning, style="yellow", markup=False, highlight=False)
     if report.skipped:
         out.print(f"\nskipped, out of time: {', '.join(map(escape, report.skipped))}")
     out.print(LEGEND if legend else "", style="dim")
+
+
+def condition_warnings(report: Report) -> list[str]:
+    """What to know of the device under which workloads were measured, each warning with the
+    workload."""
+    return [
+        f"{result.workload}: {warning}"
+        for result in report.results
+        for warning in (result.conditions or {}).get("warnings", ())
+    ]
 
 
 def ceilings_text(report: Report) -> str:
@@ -181,6 +193,8 @@ def print_compact(out: Console, report: Report) -> None:
             failures.append(("", result.reason))
         for provider, reason in failures:
             out.print(f"{result.workload} {provider}: {escape(reason[:200])}", soft_wrap=True)
+    for warning in condition_warnings(report):
+        out.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if report.skipped:
         out.print(f"skipped, out of time: {', '.join(map(escape, report.skipped))}", soft_wrap=True)
 

@@ -89,6 +89,7 @@ class Result:
         limit: what the roofline is set by: `memory` or `compute`. roofline_us: the least time.
         pairs: interleaved launches of each provider.
         baseline: the fastest provider that a user has without us, within the bounds (eager).
+        conditions: what the device was like (`Conditions.to_json`); `None` in older reports.
     """
 
     workload: str
@@ -102,6 +103,7 @@ class Result:
     roofline_us: float | None = None
     baseline: str | None = None
     reason: str = ""
+    conditions: Mapping[str, Any] | None = None
 
     @property
     def failed(self) -> bool:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from gristmill import settings
 from gristmill.bench.checking import Checked, finite, prepare, reason_of
 from gristmill.bench.providers import COPY, Provider
 from gristmill.bench.results import Result, Row, Versus
 from gristmill.core.op import Op, Workload
 from gristmill.core.plan import Objective
 from gristmill.measure.ceilings import Ceilings, copy_call
+from gristmill.measure.conditions import Watch, conditions_of
 from gristmill.measure.roofline import Roofline, roofline
 from gristmill.measure.statistics import median, median_interval, never_slower, paired_ratio
 from gristmill.measure.timing import timer
@@ -59,7 +61,8 @@ def run_workload(
         generator = torch.Generator(device).manual_seed(seed)
         values = op.inputs(workload.problem, generator, op.variants[0])
         rows, ready = prepare(op, workload.problem, names, values, generator)
-        samples = _time([c.provider for c in ready], device, pairs)
+        watch = Watch(device)
+        samples = _time([c.provider for c in ready], device, pairs, watch)
         copy_us = _copy_us(ready, samples, cost.size_bytes, device)
     except (
         Exception
@@ -82,11 +85,15 @@ def run_workload(
         limit=roof.limit,
         roofline_us=roof.time_us,
         baseline=baseline,
+        conditions=conditions_of(watch).to_json(),
     )
 
 
-def _time(providers: Sequence[Provider], device: torch.device, pairs: int) -> list[Samples]:
-    clock = timer(device)
+def _time(
+    providers: Sequence[Provider], device: torch.device, pairs: int, watch: Watch
+) -> list[Samples]:
+    clock = timer(device, settings.current().l2)
+    watch.look()
     calls: list[Callable[[], Any]] = [p.call for p in providers]
     hosts: list[list[float]] = [[] for _ in calls]
     warm = [median(times) for times in clock.device_us(calls, 3)]
@@ -95,9 +102,13 @@ def _time(providers: Sequence[Provider], device: torch.device, pairs: int) -> li
             for call, us, times in zip(calls, warm, hosts, strict=True):
                 times.append(clock.host_us(call, us))
     slowest = max(map(max, filter(None, hosts)), default=0.0)
-    devices = _shuffled(
-        calls, pairs, BLOCKS, lambda some, count: clock.device_us(some, count, slowest)
-    )
+
+    def measure(some: list[Callable[[], Any]], count: int) -> list[list[float]]:
+        watch.anchor(clock)
+        return clock.device_us(some, count, slowest)
+
+    devices = _shuffled(calls, pairs, BLOCKS, measure)
+    watch.look()
     graphs = _shuffled([p.graph_call for p in providers], pairs, CAPTURES, clock.graph_us)
     return [Samples(d or [], h, g) for d, h, g in zip(devices, hosts, graphs, strict=True)]
 
@@ -138,7 +149,7 @@ def _copy_us(
             return median(sample.device)
     call = copy_call(size_bytes, device)
     call()
-    return median(timer(device).device_us([call], 25)[0])
+    return median(timer(device, settings.current().l2).device_us([call], 25)[0])
 
 
 def _row(base: Result, checked: Checked, samples: Samples, roof: Roofline) -> Row:

@@ -24,7 +24,7 @@ class Stamp:
     """How a report came about.
 
     Attributes:
-        device, target: the device's name and the store's key of it.
+        device, target: its label (`, warm L2` where it is) and the store's key of it.
         versions: of gristmill, torch, Triton, CUDA and the driver.
         commit: the stated commit, or the checkout's; `None` outside one. dirty: whether the
             checkout had local changes; of a stated commit, whether the sources here are not its
@@ -57,7 +57,7 @@ class Stamp:
         tree = of_folder()
         dirty = bool(status) if status is not None else tree != clean if clean else None
         return cls(
-            device=target.name,
+            device=target.label,
             target=target.key,
             versions={"gristmill": __version__, **json.loads(provenance())},
             commit=found or None,

@@ -4,7 +4,7 @@ why not the others."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ class TuningRecord:
         evaluations: every outcome in the order in which they came.
         rejections: for each implementation, how many points of its space each constraint rejects.
         unsupported: implementations that cannot run the problem here, with the reason.
+        conditions: what the device was like (`Conditions.to_json`); empty in older records.
     """
 
     op: str
@@ -75,6 +76,7 @@ class TuningRecord:
     choices: Mapping[Objective, Choice]
     rejections: Mapping[str, Mapping[str, int]]
     unsupported: Mapping[str, str]
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -107,6 +109,7 @@ class TuningRecord:
                 for row in explanation.rows
                 if row.status == "unsupported" and not row.config
             },
+            conditions=result.conditions.to_json(),
         )
 
     def contenders(self, objective: Objective) -> list[Contender]:
@@ -179,6 +182,7 @@ class TuningRecord:
             },
             "rejections": {name: dict(counts) for name, counts in self.rejections.items()},
             "unsupported": dict(self.unsupported),
+            "conditions": dict(self.conditions),
         }
 
     @classmethod
@@ -208,6 +212,7 @@ class TuningRecord:
             },
             rejections=data["rejections"],
             unsupported=data["unsupported"],
+            conditions=data.get("conditions", {}),
         )
 
 

@@ -33,7 +33,7 @@ from gristmill.bench.results import load_reports, save_reports
 from gristmill.bench.suite import CPU_LIMIT_FLOPS, bench_all, fits_cpu
 from gristmill.bench.suites import SUITES, suite_named
 from gristmill.cli.app import FAILED
-from gristmill.cli.options import Device, DType, Html, Json, Scalars, Seed, Shapes, Workloads
+from gristmill.cli.options import L2, Device, DType, Html, Json, Scalars, Seed, Shapes, Workloads
 from gristmill.cli.output import check_out, error_console
 from gristmill.cli.problems import Selection, chosen_device, requested_of
 from gristmill.cli.report import Baseline, Threshold, check_html, compared, show_reports
@@ -90,6 +90,7 @@ def command(
     providers_from: ProvidersFrom = None,
     pairs: Pairs = 60,
     device: Device = None,
+    l2: L2 = None,  # noqa: ARG001 - its callback has set it
     seed: Seed = 0,
     out: Out = None,
     html: Html = None,

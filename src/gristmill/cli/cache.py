@@ -22,6 +22,7 @@ from rich.table import Table
 from gristmill import settings
 from gristmill.cache import packs
 from gristmill.cache.difference import Difference, differences, time_us
+from gristmill.cache.evidence import forget_runs
 from gristmill.cache.exchange import collect
 from gristmill.cache.packs import Pack
 from gristmill.cache.shipped import pack_name
@@ -118,6 +119,8 @@ def prune(
     sources = _current_sources() if stale else None
     age_s = None if older_than is None else older_than * SECONDS_PER_DAY
     removed = store().prune(older_than_s=age_s, op=op, keep_sources=sources, everything=everything)
+    if everything:
+        forget_runs(store().folder)
     if as_json:
         print_json({"removed": removed, "path": str(store().summary().path)})
     else:

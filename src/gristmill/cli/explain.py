@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gristmill.cli.options import (
+    L2,
     Device,
     DType,
     Json,
@@ -32,6 +33,7 @@ from gristmill.cli.problems import chosen_device, notation, objective_named, req
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError
+from gristmill.measure.conditions import Conditions
 from gristmill.selection.explain import HEADINGS, ROWS, Explanation, Row, cells, explain_problem
 
 app = typer.Typer(add_completion=False)
@@ -49,6 +51,7 @@ def command(
     scalar: Scalars = None,
     dtype: DType = "bfloat16",
     device: Device = None,
+    l2: L2 = None,  # noqa: ARG001 - its callback has set it
     objective: ObjectiveName = "eager",
     rows: Rows = ROWS,
     as_json: Json = False,
@@ -85,6 +88,8 @@ def print_explanation(out: Console, explanation: Explanation, rows: int = ROWS) 
         out.print(
             "[yellow]measured under other versions of torch, Triton or the driver: tune again[/]"
         )
+    if explanation.conditions is not None:
+        print_conditions(out, explanation.conditions)
     _print_candidates(out, explanation, rows)
     if len(explanation.rows) > rows:
         out.print(f"... and {len(explanation.rows) - rows} more (--rows shows them)")
@@ -93,6 +98,14 @@ def print_explanation(out: Console, explanation: Explanation, rows: int = ROWS) 
         out.print(f"{escape(name)}: {total:,} points of its space are rejected")
         for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
             out.print(f"  {count:>7,}  {escape(reason)}")
+
+
+def print_conditions(out: Console, conditions: Conditions) -> None:
+    """What the device was like, and in yellow what to know of that."""
+    if text := str(conditions):
+        out.print(f"measured under: {text}", style="dim", highlight=False)
+    for warning in conditions.warnings:
+        out.print(warning, style="yellow", markup=False, highlight=False)
 
 
 def _print_candidates(out: Console, explanation: Explanation, count: int) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+
+from gristmill import settings
+from gristmill.errors import InvalidInputError
+from gristmill.settings import L2State
 
 OpName = Annotated[
     str, typer.Argument(metavar="OP", help="The op's name; `gristmill list` shows them.")
@@ -50,6 +54,29 @@ ObjectiveName = Annotated[
     str,
     typer.Option(
         "--objective", help="What 'fastest' means: eager (a call) or graph (CUDA-graph replay)."
+    ),
+]
+
+
+def _l2(context: typer.Context, value: str | None) -> str | None:
+    """Run the command under this state of L2."""
+    if value is not None:
+        if value not in get_args(L2State):
+            raise InvalidInputError(
+                f"`--l2` is {value!r}; it can be {' or '.join(get_args(L2State))}. Choose one."
+            )
+        context.with_resource(settings.override(l2=value))
+    return value
+
+
+L2 = Annotated[
+    str | None,
+    typer.Option(
+        "--l2",
+        callback=_l2,
+        help="What a call finds in L2: nothing of it (cold), or what the same call left (warm); "
+        "each has plans of its own.",
+        show_default="the setting GRISTMILL_L2, cold",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the inputs and of random search.")]

@@ -26,6 +26,7 @@ from gristmill.cache.store import store
 from gristmill.cli.app import FAILED, INTERRUPTED
 from gristmill.cli.explain import headline, print_explanation
 from gristmill.cli.options import (
+    L2,
     Device,
     DType,
     Html,
@@ -45,7 +46,7 @@ from gristmill.core.op import Workload
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
-from gristmill.ops.get_op import tune
+from gristmill.ops.tune import tune
 from gristmill.selection.explain import Explanation, explain_problem
 from gristmill.tuning.budget import TuningInterrupted, TuningResult
 
@@ -90,6 +91,7 @@ def command(
     scalar: Scalars = None,
     dtype: DType = "bfloat16",
     device: Device = None,
+    l2: L2 = None,  # noqa: ARG001 - its callback has set it
     budget: Budget = None,
     trials: Trials = None,
     strategy: Strategy = "auto",
@@ -138,7 +140,6 @@ def command(
     write_html(html, tuning_page(records, shown) if html else "")
     _print_end(reports, explanations, interrupted, as_json)
     if interrupted:
-        error_console().print("interrupted: what was measured is kept")
         raise typer.Exit(INTERRUPTED)
     if any("error" in report for report in reports):
         raise typer.Exit(FAILED)
@@ -161,6 +162,8 @@ def _print_end(
     as_json: bool,
 ) -> None:
     """After all problems: the JSON document, or who was chosen how often and where it is kept."""
+    if interrupted:
+        error_console().print("interrupted: what was measured is kept")
     kept = store().summary()
     if as_json:
         print_json({"problems": reports, "interrupted": interrupted, "store": kept.to_json()})
@@ -211,5 +214,6 @@ def _report(workload: str, result: TuningResult, explanation: Explanation) -> di
         "stopped": result.stopped,
         "seconds": result.seconds,
         "candidates": counts,
+        "conditions": result.conditions.to_json(),
         "explanation": explanation.to_json(),
     }

@@ -17,9 +17,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gristmill.compile.hot import bind_launch
+from gristmill.compile.hot import bind_launch, descriptor
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.core.target import Target
 from gristmill.errors import CompileError
@@ -95,7 +94,7 @@ def triton_target(target: Target) -> GPUTarget:
 def _native(arg: Any) -> Any:
     """An argument as Triton's JIT takes it."""
     if isinstance(arg, TensorMap):
-        return TensorDescriptor(arg.tensor, list(arg.shape), list(arg.strides), list(arg.block))
+        return descriptor(arg.tensor, arg.shape, arg.strides, arg.block)
     return arg
 
 

@@ -11,17 +11,19 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 from triton import knobs
 from triton.compiler import CompiledKernel
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.errors import CompileError
 from gristmill.record import record
+
+if TYPE_CHECKING:
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
 MAX_DESCRIPTORS = 64  # addresses remembered an argument: a caching allocator cycles through few
 
@@ -182,13 +184,21 @@ class _ByAddress(dict[int, Any]):
         return made
 
 
+def descriptor(
+    base: Any, shape: Sequence[int], strides: Sequence[int], block: Sequence[int]
+) -> TensorDescriptor:
+    """A TMA descriptor of `base`: a tensor, or what stands for one."""
+    # 0.6 ms that only who launches by TMA needs.
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(base, list(shape), list(strides), list(block))
+
+
 def _describer(tensor_map: TensorMap) -> Callable[[int], TensorDescriptor]:
-    """From an address to the descriptor of the tensor there."""
+    """From an address to the descriptor of the tensor there, which is not kept alive."""
     dtype = tensor_map.tensor.dtype
-    shape, strides, block = (
-        list(v) for v in (tensor_map.shape, tensor_map.strides, tensor_map.block)
-    )
-    return lambda address: TensorDescriptor(_Address(address, dtype), shape, strides, block)
+    sizes = tensor_map.shape, tensor_map.strides, tensor_map.block
+    return lambda address: descriptor(_Address(address, dtype), *sizes)
 
 
 def _encoder(describe: Mapping[int, TensorDescriptor], metadata: Any) -> Callable[[int], Any]:

@@ -65,6 +65,7 @@ def program(
     makers: Sequence[Maker],
     launches: Sequence[tuple[Launch, CompiledKernel]],
     slots: Sequence[torch.Tensor | None],
+    given: int = 0,
 ) -> Any:
     """A call that makes tensors and launches kernels, as a program; `None` where there can be none.
 
@@ -73,6 +74,7 @@ def program(
         launches: each with its kernel, loaded on the device that is current in calls.
         slots: the tensors that launches refer to: one an argument of the op (`None` where it is no
             tensor), then what the makers make.
+        given: how many of the last arguments are outputs that the caller gives, and gets back.
     """
     module = ready()
     if module is None:
@@ -83,7 +85,8 @@ def program(
     )
     try:
         packed = tuple(_packed(launch, kernel, slots) for launch, kernel in launches)
-        return module.Program(arguments, outputs, made, packed, tuple(k for _, k in launches))
+        kernels = tuple(kernel for _, kernel in launches)
+        return module.Program(arguments, outputs, made, packed, kernels, given)
     except (Unfit, ValueError, OverflowError, struct.error):
         return None
 

@@ -11,7 +11,7 @@ import torch
 
 from gristmill.record import record
 
-GRAD, NEEDS = "grad_", "needs_"
+GRAD, NEEDS, STRIDES = "grad_", "needs_", "strides_"
 
 
 @record(eq=False, slots=False)
@@ -23,35 +23,62 @@ class Gradient:
         of: whose gradients its outputs are, in order.
         arguments: makes that op's arguments. What it needs are the names of its parameters: an
             argument or an output of the forward op (`out` where the schema names none),
-            `grad_<output>`, or `needs_<argument>`, a bool. Nothing else is kept for the backward
-            pass, so that a frozen weight does not keep its activations alive.
+            `grad_<output>`, `needs_<argument>`, a bool, or `strides_<argument>`, of a tensor that
+            need not be kept itself. Nothing else is kept for the backward pass, so that a frozen
+            weight does not keep its activations alive.
+        result: makes the gradients of what that op returns, its first parameter; the others are
+            named as those of `arguments` (default: its outputs are the gradients).
     """
 
     op: str
     of: tuple[str, ...]
     arguments: Callable[..., tuple[Any, ...]]
+    result: Callable[..., Any] | None = None
 
     @cached_property
     def uses(self) -> tuple[str, ...]:
-        """What `arguments` asks for, in its order."""
-        return tuple(inspect.signature(self.arguments).parameters)
+        """What `arguments` and `result` ask for."""
+        return tuple(dict.fromkeys((*self._argument_uses, *self._result_uses)))
+
+    @cached_property
+    def _argument_uses(self) -> tuple[str, ...]:
+        return _parameters(self.arguments)
+
+    @cached_property
+    def _result_uses(self) -> tuple[str, ...]:
+        return _parameters(self.result)[1:] if self.result is not None else ()
 
     def wanted(self, needs: Collection[str]) -> bool:
         """Whether any argument that needs a gradient gets one here."""
         return any(name in needs for name in self.of)
 
-    def inputs(self, known: Mapping[str, Any], needs: Collection[str]) -> tuple[Any, ...]:
-        """The arguments of `op`: `known` has the forward's values and the outputs' gradients."""
-        return self.arguments(
-            *(
-                name.removeprefix(NEEDS) in needs if name.startswith(NEEDS) else known[name]
-                for name in self.uses
-            )
-        )
+    def compute(
+        self,
+        call: Callable[..., Any],
+        known: Mapping[str, Any],
+        needs: Collection[str],
+    ) -> tuple[torch.Tensor, ...]:
+        """The gradients, by `call`, the op: `known` has the forward's values, strides and the
+        outputs' gradients."""
+
+        def values(names: Sequence[str]) -> list[Any]:
+            return [
+                n.removeprefix(NEEDS) in needs if n.startswith(NEEDS) else known[n] for n in names
+            ]
+
+        made = call(*self.arguments(*values(_parameters(self.arguments))))
+        if self.result is not None:
+            made = self.result(made, *values(self._result_uses))
+        return made if isinstance(made, tuple) else (made,)
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def saved_names(gradients: Sequence[Gradient], needs: Collection[str]) -> tuple[str, ...]:
-    """The arguments and outputs that a backward pass for `needs` uses, each once."""
+    """The arguments and outputs that a backward pass for `needs` uses, and strides of them, each
+    once."""
     wanted = (g.uses for g in gradients if g.wanted(needs))
     names = dict.fromkeys(name for uses in wanted for name in uses)
     return tuple(n for n in names if not n.startswith((GRAD, NEEDS)))

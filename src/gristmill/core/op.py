@@ -11,7 +11,7 @@ import torch
 
 from gristmill.core.gradient import Gradient
 from gristmill.core.problem import Axis, Bucket, Problem, TensorSpec
-from gristmill.errors import InvalidInputError, RegistrationError, did_you_mean
+from gristmill.errors import CompileError, InvalidInputError, RegistrationError, did_you_mean
 from gristmill.record import record
 
 
@@ -232,6 +232,21 @@ class Op:
         """Check that each argument is of its type in the schema."""
         for argument, value in zip(self.parsed.arguments, values, strict=True):
             _check_type(self.name, argument.name, str(argument.type), value)
+
+    def check_outputs(self, values: Sequence[Any], result: Any) -> None:
+        """Check that what an implementation returned is laid out as `outputs` declares.
+
+        Raises:
+            CompileError: another shape or dtype, other strides, or an address off 16 bytes.
+        """
+        specs = self.outputs(self.problem(values))
+        for name, spec, tensor in zip(self.output_names, specs, as_tuple(result), strict=True):
+            given = TensorSpec.of(tensor)
+            if not given.lies_as(spec):
+                raise CompileError(
+                    f"`{self.name}` returned `{name}` as {given}; the op declares {spec}, and "
+                    "compiled graphs rely on it. Mend the implementation that the op's plan names."
+                )
 
     def problem(self, values: Sequence[Any]) -> Problem:
         return Problem.of(self.name, self.names, values)

@@ -144,5 +144,10 @@ class Plan:
     revalidate: bool = False
     packed: bool = False
 
+    @property
+    def wants_tuning(self) -> bool:
+        """Whether it was not measured for its bucket, or under other versions."""
+        return self.origin != "tuned" or self.revalidate
+
     def with_origin(self, origin: Origin, bucket: str, reason: str) -> Plan:
         return replace(self, origin=origin, bucket=bucket, reason=reason)

@@ -68,6 +68,13 @@ class TensorSpec:
             )
         )
 
+    def lies_as(self, other: TensorSpec) -> bool:
+        """Whether it is what `other` is, but for strides that no element is reached by."""
+        if (self.shape, self.dtype, self.aligned) != (other.shape, other.dtype, other.aligned):
+            return False
+        facts = zip(self.shape, self.strides, other.strides, strict=True)
+        return 0 in self.shape or all(n == 1 or mine == its for n, mine, its in facts)
+
     @property
     def tma_dim(self) -> int | None:
         """The unit-stride dimension if every other stride and the base are multiples of 16 bytes,

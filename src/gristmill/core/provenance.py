@@ -18,10 +18,7 @@ def provenance() -> str:
         "cuda": torch.version.cuda or torch.version.hip or "",
         "driver": _driver(),
     }
-    try:
-        versions["triton"] = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        versions["triton"] = ""
+    versions["triton"] = _triton()
     return json.dumps(versions, sort_keys=True, separators=(",", ":"))
 
 
@@ -44,6 +41,19 @@ def library_version() -> str:
     """gristmill's own version. Its package is loaded before any module of it; an import of it here
     would be one of all that it offers."""
     return sys.modules[__name__.partition(".")[0]].__version__
+
+
+def _triton() -> str:
+    """What `importlib.metadata.version("triton")` says, of which parsing the whole of the package's
+    description as an e-mail is 0.3 of 0.45 ms; empty where there is no such package."""
+    try:
+        package = importlib.metadata.distribution("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    for line in (package.read_text("METADATA") or "").splitlines():
+        if line.startswith("Version: "):
+            return line.removeprefix("Version: ").strip()
+    return package.version
 
 
 def _driver() -> str:

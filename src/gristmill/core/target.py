@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 
+from gristmill import settings
 from gristmill.errors import InvalidInputError, did_you_mean
 from gristmill.record import record
+from gristmill.settings import L2State
 
 
 @record
 class Target:
-    """The silicon: vendor (`cuda`, `hip`, `cpu`), architecture (`sm_90`, `gfx942`), and the sizes
-    that configs depend on."""
+    """The silicon: vendor (`cuda`, `hip`, `cpu`), architecture (`sm_90`, `gfx942`), the sizes that
+    configs depend on, and what calls find in its L2 cache (`Settings.l2`)."""
 
     vendor: str
     arch: str
@@ -25,11 +27,19 @@ class Target:
     l2_bytes: int = 0
     memory_bytes: int = 0
     warp_size: int = 32
+    l2: L2State = "cold"
 
     @property
     def key(self) -> str:
-        """Identity in the store: silicon and processor count."""
-        return f"{self.vendor}:{self.arch}:{self.num_sms}:{self.name}"
+        """Identity in the store: silicon, processor count, and a warm L2. So whatever is kept by
+        target (measurements, plans, packs, lock files) keeps the two apart; a cold one's key is
+        what it was before there was a choice."""
+        return f"{self.vendor}:{self.arch}:{self.num_sms}:{self.label}"
+
+    @property
+    def label(self) -> str:
+        """The device's name, with `, warm L2` where it is."""
+        return f"{self.name}, warm L2" if self.l2 == "warm" else self.name
 
     @property
     def is_gpu(self) -> bool:
@@ -46,7 +56,7 @@ class Target:
 
 
 def device_name(target_key: str) -> str:
-    """The device's name in a target's key."""
+    """The device's label in a target's key."""
     return target_key.split(":", 3)[-1]
 
 
@@ -96,9 +106,14 @@ def compile_target(arch: str) -> Target:
     return Target(vendor, arch, name=arch, num_sms=0, warp_size=warp_size)
 
 
-@functools.lru_cache(maxsize=64)
 def device_target(device: torch.device) -> Target:
-    """The target behind a torch device. Starts CUDA for a CUDA device that is not started yet."""
+    """The target behind a torch device, with L2 as the settings say. Starts CUDA for a CUDA device
+    that is not started yet."""
+    return _device_target(device, settings.current().l2)
+
+
+@functools.lru_cache(maxsize=64)
+def _device_target(device: torch.device, l2: L2State) -> Target:
     if device.type == "cuda":
         p = torch.cuda.get_device_properties(device)
         hip = torch.version.hip is not None
@@ -114,9 +129,11 @@ def device_target(device: torch.device) -> Target:
             l2_bytes=getattr(p, "L2_cache_size", 0),
             memory_bytes=p.total_memory,
             warp_size=getattr(p, "warp_size", 64 if hip else 32),
+            l2=l2,
         )
     if device.type == "cpu":
-        return Target("cpu", platform.machine(), _cpu_name(), torch.get_num_threads())
+        threads = torch.get_num_threads()
+        return Target("cpu", platform.machine(), _cpu_name(), threads, l2=l2)
     raise InvalidInputError(
         f"a tensor is on {str(device)!r}; gristmill runs on 'cuda' and 'cpu' devices. Move the "
         f"tensors to one of them."

@@ -10,6 +10,7 @@ import torch
 
 from gristmill.measure.statistics import median
 from gristmill.measure.timing import timer
+from gristmill.settings import L2State
 
 COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}  # read and written by the large copy_
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
@@ -62,9 +63,9 @@ def matrix_rate(device: torch.device, arithmetic: str) -> float:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def time_us(call: Callable[[], Any], device: torch.device) -> float:
+def time_us(call: Callable[[], Any], device: torch.device, l2: L2State = "cold") -> float:
     """Device time of a call, the median of a few."""
-    clock = timer(device)
+    clock = timer(device, l2)
     call()
     clock.device_us([call], 3)
     return median(clock.device_us([call], REPEATS)[0])

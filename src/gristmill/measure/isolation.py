@@ -9,8 +9,10 @@ so that Ctrl-C reaches only the parent. What crosses is one JSON object a line o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -19,7 +21,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +36,18 @@ sys.path[:] = [path for path in sys.path if path]
 import runpy
 runpy.run_module(sys.argv[1], run_name="__main__")
 """
+# Before anything is imported: what nobody else wants of the processors; with it, on Linux, of the
+# disks. Whatever the child starts is like it.
+LEAST = """import os
+try:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+except (AttributeError, OSError):
+    pass
+os.nice(19)
+"""
 REASON_CHARS = 400
+MEANWHILE_S = 0.02
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 START_TIMEOUT_S = 120.0  # importing torch and Triton, and starting CUDA, on a cold and busy machine
 
 
@@ -89,8 +102,12 @@ class Child:
     """The parent's end: runs a module of ours in a new interpreter, sends requests, kills what does
     not answer."""
 
-    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, environment: Mapping[str, str] | None = None, least: bool = False
+    ) -> None:
+        """`least`: with the least priority that there is."""
         self.module = module
+        self._code = LEAST + BOOTSTRAP if least else BOOTSTRAP
         self.environment = dict(environment or {})
         self.started = 0
         self._owner = os.getpid()
@@ -113,11 +130,13 @@ class Child:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the child)
         # Only ours goes before the standard library: a user's `random.py` must not get there.
         first = [ROOT, *filter(None, [child_environment().get("PYTHONPATH")])]
-        environment = child_environment(PYTHONPATH=os.pathsep.join(first), **self.environment)
+        # A child measures or tunes what it is asked for, and nothing of its own accord.
+        ours_alone = {"PYTHONPATH": os.pathsep.join(first), "GRISTMILL_TUNE": "never"}
+        environment = child_environment(**ours_alone, **self.environment)
         paths = json.dumps(our_paths())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP, self.module, str(theirs.fileno()), paths],
+                [sys.executable, "-c", self._code, self.module, str(theirs.fileno()), paths],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -165,13 +184,64 @@ class Child:
             raise self._death()
         return message
 
-    def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """`send`, then `receive` the answer with the question's `id`; others come too late."""
+    def ask(
+        self,
+        message: Mapping[str, Any],
+        timeout_s: float,
+        meanwhile: Callable[[], float] | None = None,
+    ) -> dict[str, Any]:
+        """`send`, then `receive` the answer with the question's `id`; others come too late.
+
+        `meanwhile` is called every 20 ms until then, and returns for how many seconds it kept the
+        child from its work: those do not count.
+        """
         self._asked += 1
         self.send({**message, "id": self._asked})
-        while (answer := self.receive(timeout_s)).get("id") != self._asked:
-            pass
-        return answer
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if meanwhile is not None:
+                deadline += self._wait(deadline, meanwhile)
+                timeout_s = deadline - time.monotonic()
+            answer = self.receive(timeout_s)
+            if answer.get("id") == self._asked:
+                return answer
+
+    def _wait(self, deadline: float, meanwhile: Callable[[], float]) -> float:
+        """Wait for something to receive; how many seconds do not count."""
+        kept_s = 0.0
+        while time.monotonic() < deadline + kept_s:
+            kept_s += meanwhile()
+            assert self._lines is not None
+            if self._lines.buffered or select.select([self], [], [], MEANWHILE_S)[0]:
+                break
+        return kept_s
+
+    def pause(self) -> None:
+        """Let the child and its group stand still until `resume`; it does when this returns."""
+        if self._signal(signal.SIGSTOP) and self._process is not None:
+            # The signal alone is no stop yet: the child may be on another processor.
+            with contextlib.suppress(ChildProcessError):
+                how = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+                os.waitid(os.P_PID, self._process.pid, how)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End the child from any thread; whoever waits for its answer hears that it died."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> bool:
+        """Send the child's group a signal; whether there is one."""
+        process = self._process
+        if process is None or self._owner != os.getpid() or process.returncode is not None:
+            return False
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
     def fileno(self) -> int:
         """The socket, for `select`."""
@@ -238,6 +308,13 @@ def our_paths() -> list[str]:
         if Path(path).is_dir() and path not in own and path not in found:
             found.append(path)
     return found
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the thread that started it ends: what stands still
+    (`Child.pause`) cannot look for itself. Nothing where there is no such kernel."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def connect() -> Lines:

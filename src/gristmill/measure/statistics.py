@@ -61,13 +61,13 @@ def paired_ratio(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Ratio
     return Ratio(float(np.median(x) / np.median(y)), float(low), float(high))
 
 
-def tied(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether `a` and `b` cannot be told apart: the interval of their ratio holds 1, or they are
-    within 0.3 us."""
+def tied(a: Sequence[float], b: Sequence[float], slack: float = 0.0) -> bool:
+    """Whether `a` and `b` cannot be told apart: the interval of their ratio comes within the share
+    `slack` of 1, or they are within 0.3 us."""
     if abs(median(a) - median(b)) <= SAME_US:
         return True
     ratio = paired_ratio(a, b)
-    return ratio.low <= 1.0 <= ratio.high
+    return ratio.low <= 1.0 + slack and ratio.high >= 1.0 / (1.0 + slack)
 
 
 def never_slower(ours: Sequence[float], theirs: Sequence[float]) -> bool:

@@ -1,4 +1,5 @@
-"""Timers: device, host and graph-replay time of calls, interleaved, with L2 flushed by reading.
+"""Timers: device, host and graph-replay time of calls, interleaved, with L2 flushed by reading, or
+warm from the same call.
 
 Flushing by reading matters: a flush that writes leaves dirty lines whose write-back lands in the
 timed kernel (11 us for a 235 MB GEMV on an H200). Launches of what is compared alternate one by
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+
+from gristmill.settings import L2State
 
 Call = Callable[[], Any]
 
@@ -35,7 +38,8 @@ class Timer(Protocol):
     def device_us(
         self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
     ) -> list[list[float]]:
-        """Samples of each call's device time, calls alternating, caches flushed before each;
+        """Samples of each call's device time, calls alternating, caches flushed before each (with a
+        warm L2, the call then runs once untimed);
         `host_us` is how long the slowest of the calls keeps the host (the flush is stretched so
         that the host stays ahead of the device)."""
         ...
@@ -55,9 +59,10 @@ class Timer(Protocol):
         ...
 
 
-def timer(device: torch.device) -> Timer:
-    """The timer of a device."""
-    return CudaTimer(device) if device.type == "cuda" else CpuTimer()
+def timer(device: torch.device, l2: L2State = "cold") -> Timer:
+    """The timer of a device. With L2 `warm` a timed call finds what an untimed one just before it
+    has left, after a flush: not what another candidate of the same operands left."""
+    return CudaTimer(device, l2) if device.type == "cuda" else CpuTimer(l2)
 
 
 @contextmanager
@@ -73,9 +78,13 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 class CpuTimer:
-    """Wall-clock time: on a CPU the call is its own device."""
+    """Wall-clock time: on a CPU the call is its own device. Its caches are not flushed: `cold` is
+    whatever the calls that are compared leave each other."""
 
     prepare: Call | None = None
+
+    def __init__(self, l2: L2State = "cold") -> None:
+        self._warm = l2 == "warm"
 
     def device_us(
         self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
@@ -85,8 +94,11 @@ class CpuTimer:
         with no_garbage_collection():
             for _ in range(repeats):
                 for call, times in zip(calls, samples, strict=True):
-                    if self.prepare is not None:
-                        self.prepare()
+                    for untimed in (call, None) if self._warm else (None,):
+                        if self.prepare is not None:
+                            self.prepare()
+                        if untimed is not None:
+                            untimed()
                     start = time.perf_counter()
                     call()
                     times.append((time.perf_counter() - start) * 1e6)
@@ -109,8 +121,9 @@ class CudaTimer:
 
     prepare: Call | None = None
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, l2: L2State = "cold") -> None:
         self.device = device
+        self._warm = l2 == "warm"
         l2_bytes = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or (
             50 << 20
         )
@@ -139,7 +152,8 @@ class CudaTimer:
         self, calls: Sequence[Call], repeats: int, host_us: float = 50.0
     ) -> list[list[float]]:
         samples: list[list[float]] = [[] for _ in calls]
-        flushes = 1 + int((host_us + 30.0) // self._flush_us)
+        ahead_us = host_us * (2 if self._warm else 1) + 30.0  # of work, before the timed call
+        flushes = 1 + int(ahead_us // self._flush_us)
         with no_garbage_collection():
             for first in range(0, repeats, ROUNDS_PER_SYNC):
                 rounds = [
@@ -162,6 +176,10 @@ class CudaTimer:
                 self.prepare()
             for _ in range(flushes):
                 self.flush()
+            if self._warm:
+                call()
+                if self.prepare is not None:
+                    self.prepare()
             start.record()
             call()
             end.record()
@@ -201,8 +219,8 @@ class CudaTimer:
     def _capture(
         self, call: Call
     ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.Event, torch.cuda.Event] | None:
-        """A graph of a flush and the call, with timing events around the call; `None` where capture
-        fails."""
+        """A graph of a flush and the call (with a warm L2, twice), with timing events around the
+        last; `None` where capture fails."""
         graph = torch.cuda.CUDAGraph()
         start, end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
         side = torch.cuda.Stream(self.device)
@@ -215,6 +233,8 @@ class CudaTimer:
             # Collecting somebody's dead graph would break the capture.
             with no_garbage_collection(), torch.cuda.graph(graph, stream=side):
                 self.flush()
+                if self._warm:
+                    call()
                 start.record()
                 call()
                 end.record()

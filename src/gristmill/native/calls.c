@@ -25,7 +25,7 @@ enum { MAX_MADE = 8, MAX_LAUNCHES = 4, MAX_MAKER_ARGUMENTS = 6 };
 
 typedef struct {
   PyObject_HEAD PyObject *owner; /* keeps kernels and constants alive */
-  int arguments, made, outputs, launches;
+  int arguments, given, made, outputs, launches;
   Maker maker[MAX_MADE];
   Launch *launch;
 } Program;
@@ -161,22 +161,22 @@ static int read_maker(Maker *maker, PyObject *given, int arguments) {
   return 1;
 }
 
-/* Program(arguments, outputs, makers, launches, owner): `makers` make the outputs and then the
- * workspace; slot i of a launch is argument i, slot `arguments` + i what maker i made. */
+/* `makers` make the outputs and then the workspace; slot i of a launch is argument i, slot
+ * `arguments` + i what maker i made. With `given`, the last arguments are the outputs. */
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  int arguments, outputs;
+  int arguments, outputs, given = 0;
   PyObject *makers, *launches, *owner;
   (void)kwargs;
-  if (!PyArg_ParseTuple(args, "iiO!O!O", &arguments, &outputs, &PyTuple_Type, &makers,
-                        &PyTuple_Type, &launches, &owner))
+  if (!PyArg_ParseTuple(args, "iiO!O!O|i", &arguments, &outputs, &PyTuple_Type, &makers,
+                        &PyTuple_Type, &launches, &owner, &given))
     return NULL;
   if (driver.launch == NULL) {
     PyErr_SetString(PyExc_OSError, "no driver is open");
     return NULL;
   }
   Py_ssize_t made = PyTuple_GET_SIZE(makers), count = PyTuple_GET_SIZE(launches);
-  if (arguments > MAX_ARGUMENTS || made > MAX_MADE || count > MAX_LAUNCHES || outputs > made ||
-      outputs < 1) {
+  if (arguments > MAX_ARGUMENTS || made > MAX_MADE || count > MAX_LAUNCHES || given < 0 ||
+      given > arguments || outputs < 0 || outputs > made || (outputs == 0) == (given == 0)) {
     PyErr_SetString(PyExc_ValueError, "a call has more tensors or launches than a program takes");
     return NULL;
   }
@@ -184,6 +184,7 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
   if (self == NULL) return NULL;
   self->owner = Py_NewRef(owner);
   self->arguments = arguments;
+  self->given = given;
   self->outputs = outputs;
   self->launch = PyMem_Calloc((size_t)(count ? count : 1), sizeof(Launch));
   int good = self->launch != NULL || PyErr_NoMemory() != NULL;
@@ -212,12 +213,24 @@ static PyObject *make(const Maker *maker, PyObject *const *args) {
   return PyObject_Vectorcall(maker->function, values, (size_t)(count - named), maker->keywords);
 }
 
+/* What a call returns: one tensor, or a tuple of several. */
+static PyObject *returned(PyObject *const *tensors, int count) {
+  if (count == 1) return Py_NewRef(tensors[0]);
+  PyObject *result = PyTuple_New(count);
+  for (int i = 0; result != NULL && i < count; i++)
+    PyTuple_SET_ITEM(result, i, Py_NewRef(tensors[i]));
+  return result;
+}
+
 /* The outputs, after the launches; NULL with an exception, or without one where the call has to take
- * the other path (another device is current). */
+ * the other path (another device is current, an output that was given is an input too). */
 static PyObject *program_run(Program *self, PyObject *const *args, const Key *key) {
   uint64_t slots[MAX_ARGUMENTS + MAX_MADE];
   PyObject *made[MAX_MADE], *result = NULL;
   void *stream = NULL;
+  int inputs = self->arguments - self->given;
+  for (int i = inputs; i < self->arguments; i++)
+    if (key->pointer[i] == 0 || overlaps(key, self->arguments, i)) return NULL;
   if (key->device_type == KIND_CUDA) {
     int device;
     if (driver.current_device(&device) != 0 || device != key->device_id) return NULL;
@@ -237,13 +250,7 @@ static PyObject *program_run(Program *self, PyObject *const *args, const Key *ke
   }
   for (int i = 0; i < self->launches; i++)
     if (!launch_one(&self->launch[i], slots, stream)) goto done;
-  if (self->outputs == 1) {
-    result = Py_NewRef(made[0]);
-  } else {
-    result = PyTuple_New(self->outputs);
-    for (int i = 0; result != NULL && i < self->outputs; i++)
-      PyTuple_SET_ITEM(result, i, Py_NewRef(made[i]));
-  }
+  result = self->given ? returned(args + inputs, self->given) : returned(made, self->outputs);
 done:
   for (int i = 0; i < count; i++) Py_DECREF(made[i]);
   return result;
@@ -373,9 +380,7 @@ static PyObject *table_add(Table *self, PyObject *args) {
   Key key;
   if (!PyArg_ParseTuple(args, "O!O", &PyTuple_Type, &values, &run)) return NULL;
   Py_ssize_t count = PyTuple_GET_SIZE(values);
-  PyObject *given[MAX_ARGUMENTS];
-  for (Py_ssize_t i = 0; i < count && i < MAX_ARGUMENTS; i++) given[i] = PyTuple_GET_ITEM(values, i);
-  if (!read_key(&key, given, count, self->checked)) Py_RETURN_FALSE;
+  if (!read_key(&key, &PyTuple_GET_ITEM(values, 0), count, self->checked)) Py_RETURN_FALSE;
   if (4 * (self->used + 1) > 3 * self->size &&
       !rebuild(self, self->size ? 2 * self->size : 16, 0))
     return NULL;
@@ -401,6 +406,20 @@ static PyObject *table_add(Table *self, PyObject *args) {
   *entry = (Entry){hash, self->ages++, key.words, word, kept, Py_NewRef(run)};
   self->used++;
   Py_RETURN_TRUE;
+}
+
+PyDoc_STRVAR(table_knows_doc,
+             "knows(arguments) -> bool\n\nWhether there is an entry for calls like the one with these "
+             "arguments.");
+
+static PyObject *table_knows(Table *self, PyObject *args) {
+  PyObject *values;
+  Key key;
+  if (!PyArg_ParseTuple(args, "O!", &PyTuple_Type, &values)) return NULL;
+  if (!read_key(&key, &PyTuple_GET_ITEM(values, 0), PyTuple_GET_SIZE(values), self->checked))
+    Py_RETURN_FALSE;
+  Entry *entry = find(self, &key, hash_of(&key));
+  return PyBool_FromLong(entry != NULL && entry->run != NULL);
 }
 
 static int table_clear(Table *self) {
@@ -468,6 +487,7 @@ static Py_ssize_t table_length(Table *self) { return self->used; }
 
 static PyMethodDef table_methods[] = {
     {"add", (PyCFunction)table_add, METH_VARARGS, table_add_doc},
+    {"knows", (PyCFunction)table_knows, METH_VARARGS, table_knows_doc},
     {"drop", (PyCFunction)table_drop, METH_O, table_drop_doc},
     {"clear", (PyCFunction)table_empty, METH_NOARGS, "clear()\n\nForget every entry."},
     {NULL, NULL, 0, NULL}};
@@ -487,7 +507,8 @@ static PyType_Spec table_spec = {
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL, table_slots};
 
 static PyType_Slot program_slots[] = {
-    {Py_tp_doc, "Program(arguments, outputs, makers, launches, owner)\n\nAllocations and launches."},
+    {Py_tp_doc, "Program(arguments, outputs, makers, launches, owner, given=0)\n\nAllocations and "
+                "launches. `given`: as many of the last arguments\nare the outputs."},
     {Py_tp_new, program_new},
     {Py_tp_dealloc, program_dealloc},
     {Py_tp_traverse, program_traverse},

@@ -39,6 +39,7 @@ typedef struct {
   int words, tensors, device_type, device_id;
   uint64_t word[MAX_WORDS];
   uint64_t pointer[MAX_ARGUMENTS]; /* by argument; 0 where it is no tensor */
+  uint64_t bytes[MAX_ARGUMENTS];   /* from there to the end of its last element */
   PyObject *kept[MAX_ARGUMENTS];   /* by argument: an object that the key names by its address */
 } Key;
 
@@ -60,8 +61,14 @@ static int put_tensor(Key *key, int index, PyObject *value, int grad) {
             (uint64_t)(Py_TYPE(value) == parameter_type) << 24 | aligned << 28 |
             (uint64_t)view.lanes << 32 | (uint64_t)(uint32_t)view.ndim << 48;
   *word++ = (uint64_t)(uint32_t)view.device_type << 32 | (uint32_t)view.device_id;
-  for (int i = 0; i < view.ndim; i++) *word++ = (uint64_t)view.shape[i];
+  uint64_t last = 0, empty = 0;
+  for (int i = 0; i < view.ndim; i++) {
+    *word++ = (uint64_t)view.shape[i];
+    last += (uint64_t)(view.shape[i] - 1) * (uint64_t)view.strides[i]; /* torch's are never negative */
+    empty |= view.shape[i] == 0;
+  }
   for (int i = 0; i < view.ndim; i++) *word++ = (uint64_t)view.strides[i];
+  key->bytes[index] = empty ? 0 : (last + 1) * view.bits * view.lanes / 8;
   key->words = (int)(word - key->word);
   key->pointer[index] = gm_address(&view);
   if (key->tensors++ == 0) {
@@ -72,10 +79,20 @@ static int put_tensor(Key *key, int index, PyObject *value, int grad) {
   return key->device_type == view.device_type && key->device_id == view.device_id;
 }
 
+/* Whether an argument's memory meets that of any other. */
+static int overlaps(const Key *key, int count, int index) {
+  uint64_t start = key->pointer[index], end = start + key->bytes[index];
+  for (int i = 0; i < count; i++)
+    if (i != index && key->bytes[i] != 0 && key->pointer[i] < end &&
+        start < key->pointer[i] + key->bytes[i])
+      return key->bytes[index] != 0;
+  return 0;
+}
+
 /* 1 where `value` can be part of a key; its words are added. `grad`: a gradient would be recorded. */
 static int put_value(Key *key, int index, PyObject *value, int grad) {
   PyTypeObject *type = Py_TYPE(value);
-  key->pointer[index] = 0;
+  key->pointer[index] = key->bytes[index] = 0;
   key->kept[index] = NULL;
   if (type == tensor_type || type == parameter_type) return put_tensor(key, index, value, grad);
   if (value == Py_None) return put(key, TAG_NONE);

@@ -9,19 +9,29 @@ from collections.abc import Callable
 from functools import cached_property
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakSet
 
 import torch
 
-from gristmill.compile.bound import BoundCall, bind, native
+from gristmill import settings
+from gristmill.compile.bound import BoundCall, bind, program_of
 from gristmill.core.implementation import PLAIN_TYPES, Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
 from gristmill.core.registry import implementation, load, op_names
 from gristmill.core.target import device_target
 from gristmill.native.calls import calls
-from gristmill.ops._generate import direct_function, key_function, values_function
-from gristmill.ops._key import NO_KEY, is_plain
-from gristmill.ops._library import register_op
+from gristmill.ops._generate import (
+    Site,
+    direct_function,
+    dynamic_function,
+    key_function,
+    site_function,
+    values_function,
+)
+from gristmill.ops._key import NO_KEY, is_plain, is_profiled
+from gristmill.ops._library import NAMESPACE, register_op
+from gristmill.ops.idle import tune_when_idle
 from gristmill.selection.select import prior_plan, select
 
 MAX_BOUND = 4096  # call keys remembered an op and objective; serving sees a key per batch shape
@@ -47,6 +57,7 @@ class Dispatcher:
         self.objective: Objective = objective
         self.bound: dict[tuple[Any, ...] | None, BoundCall] = {}
         self._built: dict[Any, BoundCall] = {}
+        self._sites: WeakSet[Site] = WeakSet()
         self._turn = 0  # how often plans have changed
         self._lock = threading.Lock()
         self.overload = registered(op)
@@ -97,12 +108,55 @@ class Dispatcher:
 
     def _run(self, values: tuple[Any, ...], key: tuple[Any, ...]) -> Any:
         """Checked arguments by their plan, which is bound to their key from now on."""
+        return self._found(values, key)(*values)
+
+    def _found(self, values: tuple[Any, ...], key: tuple[Any, ...]) -> BoundCall:
+        """The plan's call for checked arguments, bound to their key from now on."""
         turn = self._turn  # before the plan is asked for: it may change from here on
         target = device_target(self.op.device(values))
-        plan = select(self.op, self.op.problem(values), target, self.objective)
+        problem, device = self.op.problem(values), self.op.device(values)
+        plan = select(self.op, problem, target, self.objective)
+        if settings.current().tune == "idle":
+            tune_when_idle(self.op, problem, device, target, plan, self.forget)
         call = self.call_of(plan, values)
         self.remember(key, call, turn, values)
-        return call(*values)
+        return call
+
+    def in_graph(self, fixed: bool) -> Callable[..., Any]:
+        """The op for one place in a graph that Inductor compiled: values alone, and no dispatcher
+        of torch's in the way, unless a profile is taken, which is to show the op.
+
+        With `fixed` every size, stride and scalar there is a number, and the graph has outputs laid
+        out as declared (which the first call checks).
+        """
+        values_of = getattr(getattr(torch.ops, NAMESPACE), f"_{self.op.name}").default
+
+        def dynamic(args: tuple[Any, ...]) -> Any:
+            return (values_of if is_profiled() else self.values)(*args)
+
+        if not fixed:
+            table = self._tables.get("values")
+            return dynamic_function(self.op, self.bound.get, dynamic, table)
+        site = Site()
+
+        def slow(args: tuple[Any, ...]) -> Any:
+            tensors = [v for v in args if isinstance(v, torch.Tensor)]
+            if is_profiled() or any(t.data_ptr() & 15 for t in tensors):
+                return dynamic(args)
+            turn = self._turn
+            values = self.op.bind(args)
+            key = (*self.key(*values)[:-1], False)
+            call = self.bound.get(key) or self._found(values, key)
+            result = call(*values)
+            self.op.check_outputs(values, result)
+            with self._lock:
+                if turn == self._turn:
+                    site.remember(values, call)
+            return result
+
+        with self._lock:
+            self._sites.add(site)
+        return site_function(self.op, site, slow)
 
     def call_of(self, plan: Plan, values: tuple[Any, ...]) -> BoundCall:
         """A plan's bound call; the plan's fallback in place of a `compiled` choice that `build` has
@@ -168,7 +222,7 @@ class Dispatcher:
             self.bound[key] = call
             if values is not None:
                 for table in self._tables.values():
-                    table.add(values, native(call))
+                    table.add(values, program_of(call))
 
     def forget(self) -> None:
         """Drop every bound call: plans have changed."""
@@ -177,6 +231,8 @@ class Dispatcher:
             self.bound.clear()
             for table in self._tables.values():
                 table.clear()
+            for site in self._sites:
+                site.forget()
 
     def is_native(self, plan: Plan) -> bool:
         """Whether the plan's choice is a plain call of torch's."""
@@ -238,6 +294,15 @@ def registered(op: Op) -> Any:
 def _running(name: str) -> Callable[..., Any]:
     """What the registered op runs on a device."""
     return lambda *args: dispatcher(name).values(*args)
+
+
+def in_graph(name: str, fixed: bool) -> Callable[..., Any]:
+    """What code that Inductor generated calls in an op's place (`ops/_inductor.py`).
+
+    Inductor's caches keep that code, and so this name and these arguments have to stay what they
+    are.
+    """
+    return dispatcher(name).in_graph(fixed)
 
 
 def register_ops() -> tuple[str, ...]:

@@ -10,10 +10,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from gristmill.compile.bound import program_of
 from gristmill.core.op import Op
 from gristmill.errors import RegistrationError
 from gristmill.native.calls import calls
-from gristmill.ops._key import PLAIN, SCOPE, call_key, problem_key, values_key
+from gristmill.ops._key import PLAIN, SCOPE, addresses, call_key, problem_key, values_key
 
 # What the C module has bound runs before a key is made in Python; `MISS`: it has no such call.
 FAST_VALUES = """
@@ -26,6 +27,12 @@ FAST = """
         done = {fast}({names})
         if done is not MISS:
             return done
+"""
+FAST_OUT = """
+        if forward_ad._current_level < 0:
+            done = {fast}({names}, out)
+            if done is not MISS:
+                return done
 """
 # Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call. The
 # level of forward mode is known while Dynamo traces alone: what it compiles does not set it.
@@ -46,21 +53,42 @@ def {op}({signature}):
     call = lookup({values_key})
     return slow(({names},)) if call is None else call({names})
 """
+# In a compiled graph. With fixed sizes all of the key but the addresses is known.
+FIXED = """
+def {op}({signature}):
+    if profiler._is_profiler_enabled:
+        return slow(({names},))
+{fast_path}
+    call = None if ({addresses}) & 15 else site.call
+    return slow(({names},)) if call is None else call({names})
+"""
+DYNAMIC = """
+def {op}({signature}):
+    if profiler._is_profiler_enabled:
+        return slow(({names},))
+{fast_path}
+    call = lookup({values_key})
+    return slow(({names},)) if call is None else call({names})
+"""
 BOUND = """
-def __call__(self, {signature}):
+def __call__(self, {signature}, *, out=None):
     if compiling():
-        return overload({names}) if forward_ad._current_level < 0 else reference({names})
+        made = overload({names}) if forward_ad._current_level < 0 else reference({names})
+        return made if out is None else copied(made, out)
+    if out is not None:
+{fast_out}
+        return self._into(out, ({names},))
 {fast_path}
     try:
         fits = {fits} == self._call_key
     except NO_KEY:
         fits = False
-    return self._call({names}) if fits else direct({names})
+    return self.{place}({names}) if fits else direct({names})
 """
 # What the templates name, beside `SCOPE`: no argument can.
 TAKEN = {
-    "MISS", "call", "defaults", "direct", "done", "fast", "fits", "lookup", "overload", "reference",
-    "self", "slow",
+    "MISS", "call", "copied", "defaults", "direct", "done", "fast", "fits", "lookup", "made", "out",
+    "overload", "reference", "self", "site", "slow",
 }  # fmt: skip
 FACTS = """
 def facts({signature}):
@@ -84,15 +112,60 @@ def values_function(
     return _make(VALUES, op, **_fast(op, FAST_VALUES, "fast", table), lookup=lookup, slow=slow)
 
 
+class Site:
+    """A place in a compiled graph that calls an op with tensors of fixed sizes.
+
+    Attributes:
+        call: what runs it where every tensor lies on 16 bytes; `None` where that is to be found.
+        table: the same for the C module, if there is one.
+    """
+
+    __slots__ = ("__weakref__", "call", "table")
+
+    def __init__(self) -> None:
+        module = calls()
+        self.call: Callable[..., Any] | None = None
+        self.table: Any = None if module is None else module.Table(checked=False)
+
+    def remember(self, values: tuple[Any, ...], call: Callable[..., Any]) -> None:
+        self.call = call
+        if self.table is not None:
+            self.table.add(values, program_of(call))
+
+    def forget(self) -> None:
+        self.call = None
+        if self.table is not None:
+            self.table.clear()
+
+
+def site_function(op: Op, site: Site, slow: Callable[..., Any]) -> Callable[..., Any]:
+    """What such a place calls."""
+    return _make(FIXED, op, **_fast(op, FAST_VALUES, "fast", site.table), site=site, slow=slow)
+
+
+def dynamic_function(
+    op: Op, lookup: Callable[..., Any], slow: Callable[..., Any], table: Any
+) -> Callable[..., Any]:
+    """What a compiled graph calls with sizes that vary."""
+    return _make(DYNAMIC, op, **_fast(op, FAST_VALUES, "fast", table), lookup=lookup, slow=slow)
+
+
 def bound_function(
-    op: Op, overload: Any, direct: Callable[..., Any], native: bool
+    op: Op,
+    overload: Any,
+    direct: Callable[..., Any],
+    native: bool,
+    copied: Callable[[Any, Any], Any],
 ) -> Callable[..., Any]:
     """`__call__` of a bound operator: what it is bound to, where the key is its `_call_key`, else
     the direct call. `native`: it is bound to a call of torch's own, which takes whatever has the
     problem's shape, in any mode."""
     fits = problem_key(op) if native else f"({PLAIN}) and {call_key(op)}"
+    place = "_native_call" if native else "_call"
+    known = {"fits": fits, "place": place, "overload": overload, "direct": direct}
     fast = _fast(op, FAST, "self._table", calls())
-    return _make(BOUND, op, **fast, fits=fits, overload=overload, direct=direct)
+    into = _fast(op, FAST_OUT, "self._outs", calls())["fast_path"]
+    return _make(BOUND, op, **fast, fast_out=into, copied=copied, **known)
 
 
 def _fast(op: Op, template: str, name: str, table: Any) -> dict[str, Any]:
@@ -147,6 +220,7 @@ def _make(template: str, op: Op, **known: Any) -> Callable[..., Any]:
             plain=PLAIN,
             call_key=call_key(op),
             values_key=values_key(op),
+            addresses=addresses(op),
             **{name: value for name, value in known.items() if isinstance(value, str)},
         ),
         scope,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._C._functorch import TransformType
 from torch._guards import TracingContext
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 from torch.utils._device import DeviceContext
 
 from gristmill.core.op import Op
@@ -43,6 +43,7 @@ SCOPE: dict[str, Any] = {
     "functorch": torch._C._functorch.peek_interpreter_stack,  # pyright: ignore[reportAttributeAccessIssue]
     "grad_enabled": torch.is_grad_enabled,
     "only_devices": _only_devices,
+    "profiler": profiler,
     "tracing": torch._C._get_tracing_state,
 }
 _PLAIN = compile(PLAIN, "<plain>", "eval")
@@ -51,6 +52,11 @@ _PLAIN = compile(PLAIN, "<plain>", "eval")
 def is_plain() -> bool:
     """What `PLAIN` says, as a function."""
     return bool(eval(_PLAIN, SCOPE))  # noqa: S307 - the text above
+
+
+def is_profiled() -> bool:
+    """Whether `torch.profiler` watches this process."""
+    return profiler._is_profiler_enabled  # what Inductor asks too, at each launch
 
 
 def in_forward_mode() -> bool:
@@ -100,6 +106,18 @@ def problem_key(op: Op) -> str:
     """The part of the call key that says which problem it is: shapes, strides, dtypes, devices and
     scalars. All that a call of torch's own needs."""
     return f"({_facts(op, PROBLEM_FACTS)},)"
+
+
+def addresses(op: Op) -> str:
+    """The bits of every tensor's address together: none of the last four is set where all lie on 16
+    bytes."""
+    return " | ".join(
+        f"(0 if {a.name} is None else {a.name}.data_ptr())"
+        if "Optional" in str(a.type)
+        else f"{a.name}.data_ptr()"
+        for a in op.parsed.arguments
+        if "Tensor" in str(a.type)
+    )
 
 
 def _facts(op: Op, facts: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ gradients, or through its reference; autocast; vmap.
 
 Beside each op lies `_<op>`, the same with nothing above its values. Graphs that AOTAutograd traces,
 where gradients are dealt with, call that one: the autograd kernel is half of the host time of a
-call through the dispatcher (docs/performance/dispatch.md).
+call through the dispatcher (docs/performance/dispatch.md). Inductor's code calls neither
+(`_inductor.py`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 
 import torch
 
-from gristmill.core.gradient import GRAD, NEEDS, saved_names
+from gristmill.core.gradient import GRAD, NEEDS, STRIDES, saved_names
 from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import RegistrationError, did_you_mean
 from gristmill.ops._generate import refuse_schema
+from gristmill.ops._inductor import offer
 from gristmill.ops._key import VMAP, below_autograd, in_forward_mode, in_transform
 
 NAMESPACE = "gristmill"
@@ -63,15 +65,18 @@ def _defined(op: Op, name: str, run: Callable[..., Any]) -> Any:
     _library.define(f"{name}{op.schema[len(op.name) :]}", tags=_TAGS)
     for device in DEVICES:
         _library.impl(name, run, device)
+    overload = getattr(getattr(torch.ops, NAMESPACE), name).default
     # What fake tensors run too. `register_fake` would look for our source file for 10 ms.
-    _library.impl(name, _meta_kernel(op), "Meta")
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    _library.impl(name, _meta_kernel(op, overload), "Meta")
+    return overload
 
 
 def _refuse_unknown_names(op: Op) -> None:
     """Gradients of what the op does not have, or from it: found here, not in a backward pass."""
     known = {*op.names, *op.output_names}
-    known |= {GRAD + n for n in op.output_names} | {NEEDS + n for n in op.names}
+    known |= {GRAD + n for n in op.output_names} | {
+        p + n for n in op.names for p in (NEEDS, STRIDES)
+    }
     for gradient in op.gradients:
         unknown = sorted({*gradient.uses, *gradient.of} - known)
         if unknown:
@@ -82,10 +87,11 @@ def _refuse_unknown_names(op: Op) -> None:
             )
 
 
-def _meta_kernel(op: Op) -> Callable[..., Any]:
+def _meta_kernel(op: Op, overload: Any) -> Callable[..., Any]:
     """The outputs without values, for sizes that may be symbols."""
 
     def meta(*given: Any) -> Any:
+        offer(op, overload)  # whoever lowers a graph has traced it
         values = op.bind(given)
         args = tuple(zip(op.names, map(_spec, values), strict=True))
         device = op.device(values)
@@ -179,6 +185,9 @@ def _formula(
             known = dict(zip(names, (*complete(args), *as_tuple(result)), strict=True))
             ctx.needs = [n for n, f in zip(op.names, ctx.needs_input_grad[1:], strict=False) if f]
             saved = saved_names(op.gradients, ctx.needs)
+            for name in saved:
+                if name.startswith(STRIDES):
+                    known[name] = known[name.removeprefix(STRIDES)].stride()
             ctx.tensors = [name for name in saved if isinstance(known[name], torch.Tensor)]
             ctx.scalars = {name: known[name] for name in saved if name not in ctx.tensors}
             ctx.save_for_backward(*(known[name] for name in ctx.tensors))
@@ -191,8 +200,8 @@ def _formula(
             found: dict[str, torch.Tensor] = {}
             for gradient in op.gradients:
                 if gradient.wanted(ctx.needs):
-                    outputs = call(gradient.op)(*gradient.inputs(known, ctx.needs))
-                    found.update(zip(gradient.of, as_tuple(outputs), strict=True))
+                    made = gradient.compute(call(gradient.op), known, ctx.needs)
+                    found.update(zip(gradient.of, made, strict=True))
             given = op.names[: len(ctx.needs_input_grad) - 1]
             return (None, *(found[name] if name in ctx.needs else None for name in given))
 

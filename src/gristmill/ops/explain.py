@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gristmill.core.plan import Objective
-from gristmill.ops.get_op import ask
+from gristmill.ops.tune import ask
 from gristmill.selection.explain import Explanation, explain_problem
 
 

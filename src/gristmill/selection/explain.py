@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gristmill import cache
+from gristmill.cache.evidence import kept_run
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, Measurement, Objective, Plan, latest_of_each
 from gristmill.core.problem import Problem
 from gristmill.core.provenance import changed_since, provenance
 from gristmill.core.registry import implementations
 from gristmill.core.target import Target
+from gristmill.measure.conditions import Conditions
 from gristmill.selection.frozen import active
 from gristmill.selection.select import select
 
@@ -48,6 +50,7 @@ class Explanation:
             with its reason.
         rejections: for each implementation, how many points of its space each constraint rejects.
         frozen_to: the lock file that the plan is from, where plans are frozen.
+        conditions: under which the bucket's last run here measured, where that is known.
     """
 
     problem: str
@@ -57,6 +60,7 @@ class Explanation:
     rows: tuple[Row, ...]
     rejections: dict[str, dict[str, int]]
     frozen_to: str = ""
+    conditions: Conditions | None = None
 
     def to_json(self) -> dict[str, Any]:
         plan = self.plan
@@ -76,6 +80,7 @@ class Explanation:
             "rows": [asdict(row) for row in self.rows],
             "rejections": self.rejections,
             "frozen_to": self.frozen_to,
+            "conditions": None if self.conditions is None else self.conditions.to_json(),
         }
 
     def __str__(self) -> str:
@@ -94,6 +99,8 @@ class Explanation:
                 f"measured under other versions{changed and f' ({changed})'}: it is used as it is "
                 "until get_op has measured the best few again; tune again to be sure"
             )
+        if self.conditions is not None:
+            lines += filter(None, (str(self.conditions), *self.conditions.warnings))
         lines += ["", *_table(self.rows[:ROWS])]
         if len(self.rows) > ROWS:
             lines.append(f"... and {len(self.rows) - ROWS} more")
@@ -180,13 +187,24 @@ def explain_problem(op: Op, problem: Problem, target: Target, objective: Objecti
     lock = active()
     return Explanation(
         str(problem),
-        target.name,
+        target.label,
         objective,
         plan,
         tuple(rows),
         rejections,
         "" if lock is None else str(lock.path),
+        _conditions(where) if lock is None else None,
     )
+
+
+def _conditions(where: tuple[str, str, str]) -> Conditions | None:
+    """The conditions of the last run here, or `None` where none is known, or it is of a version
+    that this one cannot read."""
+    run = kept_run(cache.store().folder, where)
+    try:
+        return None if run is None else Conditions.from_json(run["conditions"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _unmeasured(name: str, plan: Plan, objective: Objective) -> Row:

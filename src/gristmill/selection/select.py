@@ -98,8 +98,21 @@ def _free(q: _Question) -> tuple[Plan, float]:
         vouches = functools.partial(measured, layer)
         if hit is not None and (usable := _usable(q, hit, vouches)) is not None:
             return usable, 0.0
-    near = _nearest(q, _siblings(q))
+    near = _nearest(q, _siblings(q)) or _cold(q)
     return near or (prior_plan(q.op, q.problem, q.target, q.objective), 0.0)
+
+
+def _cold(q: _Question) -> tuple[Plan, float] | None:
+    """For a warm L2 that nothing was measured under, the plan of a cold one: better than the prior,
+    and it says what it is. Never the other way around."""
+    if q.target.l2 == "cold":
+        return None
+    cold = _Question(q.op, q.problem, replace(q.target, l2="cold"), q.objective)
+    plan, octaves = _free(cold)
+    if plan.origin not in ("tuned", "neighbour"):
+        return None
+    plan = plan.with_origin("neighbour", q.bucket.key, f"{plan.reason}; measured with a cold L2")
+    return replace(plan, target=q.target.key), octaves
 
 
 def _layers(q: _Question) -> Iterator[Layer]:

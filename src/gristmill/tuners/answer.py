@@ -22,7 +22,8 @@ from gristmill.core.target import Target, device_target
 from gristmill.errors import UnsupportedProblemError
 from gristmill.selection import frozen
 from gristmill.tuners.choices import Choices
-from gristmill.tuners.run import KernelRun, KernelTask
+from gristmill.tuners.run import KernelRun
+from gristmill.tuners.task import KernelTask
 
 ALWAYS_S = math.inf
 AGAIN_S = 30.0  # beside another process that tunes the same
@@ -92,7 +93,7 @@ def answer(
         if plan is not None and complete:
             return _answer(task, device, plan, ALWAYS_S)
     refusal = tuning.refusal()
-    if refusal or settings.current().tune == "never":
+    if refusal or settings.current().tune != "now":
         if refusal:
             say_once(task.name, f"it is not tuned {refusal}. Call it once before, to tune it.")
         return _untuned(task, device, keep, 0.0 if refusal else ALWAYS_S)

@@ -22,7 +22,7 @@ from gristmill.tuners import launching
 from gristmill.tuners.answer import ALWAYS_S, Answer, answer
 from gristmill.tuners.arguments import Arguments, describe
 from gristmill.tuners.choices import Choices, keywords, told_apart, triton_config
-from gristmill.tuners.run import KernelTask
+from gristmill.tuners.task import KernelTask
 from gristmill.tuners.travel import base_kernel, text_hash
 from gristmill.tuners.trial import Hooks, Terms
 from gristmill.tuners.truth import Reference, truth_of

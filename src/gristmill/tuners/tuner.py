@@ -25,7 +25,7 @@ from gristmill.tuners.answer import OBJECTIVE, tune
 from gristmill.tuners.arguments import Arguments, describe
 from gristmill.tuners.autotune import asked_terms, check_names
 from gristmill.tuners.choices import as_space
-from gristmill.tuners.run import KernelTask
+from gristmill.tuners.task import KernelTask
 from gristmill.tuners.travel import base_kernel, function_hash, is_jitted
 from gristmill.tuners.trial import Call, Check
 from gristmill.tuners.truth import Reference, truth_of

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gristmill.tuning.background import idle_tuner, stop_idle_tuner
     from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
     from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from gristmill.tuning.strategies import Strategy, StrategyLike, check_strategy
 
 _HOMES = {
+    "idle_tuner": "background",
+    "stop_idle_tuner": "background",
     "Budget": "budget",
     "Strategy": "strategies",
     "StrategyLike": "strategies",
@@ -43,9 +46,11 @@ __all__ = [
     "TuningResult",
     "TuningRun",
     "check_strategy",
+    "idle_tuner",
     "load_recording",
     "observer",
     "refusal",
+    "stop_idle_tuner",
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from gristmill.core.plan import Candidate, Objective, Outcome, Plan
 from gristmill.errors import InvalidInputError
+from gristmill.measure.conditions import Conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class TuningResult:
         ties: by objective, the candidates that could not be told apart from the fastest.
         skipped: why nothing was run.
         stopped: why the search ended before its budget, if it did.
+        conditions: what the device was like meanwhile; its `warnings` are what to know of it.
     """
 
     outcomes: dict[Candidate, Outcome] = field(default_factory=dict, repr=False)
@@ -90,6 +92,7 @@ class TuningResult:
     seconds: float = 0.0
     trajectory: list[Evaluation] = field(default_factory=list, repr=False)
     ties: dict[Objective, tuple[Candidate, ...]] = field(default_factory=dict, repr=False)
+    conditions: Conditions = field(default_factory=Conditions, repr=False)
 
 
 class TuningInterrupted(KeyboardInterrupt):

@@ -27,14 +27,16 @@ def choose(
     objective: Objective,
     incumbent: Candidate | None = None,
     kind_of: Callable[[Candidate], Kind] | None = None,
+    slack: float = 0.0,
 ) -> tuple[Candidate, Outcome, str] | None:
     """The chosen candidate, its outcome, and one sentence why; `None` where nothing measured is
-    right. `kind_of` tells the kind of candidates that are none of the registry's."""
+    right. `kind_of` tells the kind of candidates that are none of the registry's; ties are wider by
+    the share `slack`, where the machine is that noisy."""
     alive = _alive(entries, objective)
     if not alive:
         return None
     named = kind_of or (lambda c: implementation(op, c.implementation).kind)
-    equal = tied_with_fastest(entries, objective)
+    equal = tied_with_fastest(entries, objective, slack)
     allowed = _or_built(alive, equal, objective, named)
     least_us = min(outcome.device_us or 0.0 for _, outcome, _ in allowed)
 
@@ -101,11 +103,13 @@ def _or_built(
     return [*ties, *near]
 
 
-def tied_with_fastest(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
+def tied_with_fastest(
+    entries: Sequence[Entry], objective: Objective, slack: float = 0.0
+) -> list[Entry]:
     """The fastest that is right and whoever cannot be told apart from it, by time; empty where
     nothing is right."""
     alive = _alive(entries, objective)
-    return [entry for entry in alive if entry is alive[0] or _tied(entry, alive[0], objective)]
+    return [e for e in alive if e is alive[0] or _tied(e, alive[0], objective, slack)]
 
 
 def _alive(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
@@ -118,6 +122,7 @@ def _tied(
     a: Entry,
     b: Entry,
     objective: Objective,
+    slack: float,
 ) -> bool:
     """Whether two cannot be told apart: by paired samples where both times are device times, by
     size where the host is the slower side of one."""
@@ -126,8 +131,8 @@ def _tied(
     if abs(one - other) <= SAME_US:
         return True
     if objective == "eager" and any((o.host_us or 0.0) > (o.device_us or 0.0) for o in (x, y)):
-        return max(one, other) <= SAME_SHARE * min(one, other)
+        return max(one, other) <= (SAME_SHARE + slack) * min(one, other)
     name = (
         "graph" if objective == "graph" and left.get("graph") and right.get("graph") else "device"
     )
-    return bool(left.get(name) and right.get(name) and tied(left[name], right[name]))
+    return bool(left.get(name) and right.get(name) and tied(left[name], right[name], slack))

@@ -34,6 +34,7 @@ from gristmill.measure.isolation import (
     Lines,
     connect,
 )
+from gristmill.measure.memory import GB, Growth, resident_bytes, too_large
 from gristmill.tuning.peers import fitting
 from gristmill.tuning.trial import candidate_from_json, candidate_to_json
 
@@ -56,7 +57,11 @@ def compile_candidate(problem: Problem, target: Target, candidate: Candidate) ->
 
 
 class CompilePool:
-    """Compiles candidates of one problem in `jobs` processes. Use as a context manager."""
+    """Compiles candidates of one problem in `jobs` processes. Use as a context manager.
+
+    A server that has grown too large gets nothing more: what is asked meanwhile waits until it has
+    answered everything, and goes to another.
+    """
 
     server = "gristmill.tuning.compiler"
 
@@ -68,17 +73,23 @@ class CompilePool:
             "target": {name: getattr(target, name) for name in target.__dataclass_fields__},
             "jobs": jobs or settings.current().compile_jobs,
             "timeout_s": self._timeout_s,
+            "growth_bytes": settings.current().growth_gb * GB,
         }
         self._pending: dict[int, Candidate] = {}
         self._lost: list[tuple[Candidate, Outcome]] = []
+        self._held: list[Candidate] = []
+        self._full = False
         self._next = 0
 
     @property
     def pending(self) -> int:
-        return len(self._pending) + len(self._lost)
+        return len(self._pending) + len(self._lost) + len(self._held)
 
     def submit(self, candidate: Candidate) -> None:
         """Start compiling a candidate."""
+        if self._full:
+            self._held.append(candidate)
+            return
         if self._pending and not self._child.alive:
             self._lose("the compile server has ended")
         self._next += 1
@@ -97,6 +108,17 @@ class CompilePool:
         self._child.stop()
         self._lost += [(c, Outcome("crash", reason)) for c in self._pending.values()]
         self._pending.clear()
+        self._replace()
+
+    def _replace(self) -> None:
+        """Once nothing is left of a server that is too large: another one for what has waited."""
+        if not self._full or self._pending:
+            return
+        self._full = False
+        self._child.stop()
+        held, self._held = self._held, []
+        for candidate in held:
+            self.submit(candidate)
 
     def collect(self) -> tuple[Candidate, Outcome]:
         """The next candidate that is done, in any order (there must be one pending)."""
@@ -105,7 +127,10 @@ class CompilePool:
                 if not self._child.alive:
                     raise ChildDied("the compile server has ended")
                 answer = self._child.receive(self._timeout_s + 30.0)
-                return self._pending.pop(answer["id"]), Outcome.from_json(answer["outcome"])
+                candidate = self._pending.pop(answer["id"])
+                self._full = self._full or bool(too_large(answer.get("grown", {})))
+                self._replace()
+                return candidate, Outcome.from_json(answer["outcome"])
             except (ChildDied, ChildTimedOut) as error:
                 self._lose(str(error))
         return self._lost.pop()
@@ -128,6 +153,8 @@ class _Job:
     identifier: int
     pid: int
     deadline: float
+    limit_bytes: float
+    killed: str = ""
     data: bytes = field(default=b"")
 
 
@@ -159,6 +186,7 @@ class Server:
         self.lines = lines
         self.queue: list[dict[str, Any]] = []
         self.running: dict[int, _Job] = {}
+        self.growth = Growth()
         self.selector = selectors.DefaultSelector()
         self.selector.register(lines.connection, selectors.EVENT_READ, None)
 
@@ -178,6 +206,7 @@ class Server:
         )
 
     def run(self) -> None:
+        self.growth.since()
         self.lines.send({"ready": True})
         while True:
             for key, _ in self.selector.select(timeout=0.1):
@@ -186,13 +215,13 @@ class Server:
                         return
                 else:
                     self._read_outcome(key.fd)
-            self._kill_late()
+            self._kill_late_and_large()
             while self.queue and len(self.running) < self.queue[0]["jobs"]:
                 request = self.queue.pop(0)
                 pid, pipe = _fork(self.compile, request)
-                self.running[pipe] = _Job(
-                    request["id"], pid, time.monotonic() + request["timeout_s"]
-                )
+                deadline = time.monotonic() + request["timeout_s"]
+                limit_bytes = resident_bytes() + request["growth_bytes"]
+                self.running[pipe] = _Job(request["id"], pid, deadline, limit_bytes)
                 self.selector.register(pipe, selectors.EVENT_READ, pipe)
 
     def _read_requests(self) -> bool:
@@ -218,6 +247,8 @@ class Server:
         _, status = os.waitpid(job.pid, 0)
         if job.data:
             outcome = json.loads(job.data)
+        elif job.killed:
+            outcome = Outcome("crash", job.killed).to_json()
         elif time.monotonic() >= job.deadline:
             outcome = Outcome("timeout", "the compiler did not end in time").to_json()
         else:
@@ -227,12 +258,16 @@ class Server:
                 else f"status {status}"
             )
             outcome = Outcome("crash", f"the compiler was ended by {how}").to_json()
-        self.lines.send({"id": job.identifier, "outcome": outcome})
+        answer = {"id": job.identifier, "outcome": outcome, "grown": self.growth.since()}
+        self.lines.send(answer)
 
-    def _kill_late(self) -> None:
+    def _kill_late_and_large(self) -> None:
         now = time.monotonic()
         for job in self.running.values():
-            if now >= job.deadline:
+            held_bytes = resident_bytes(job.pid)
+            if held_bytes > job.limit_bytes:
+                job.killed = f"the compiler came to hold {held_bytes / GB:.1f} GB, and was ended"
+            if now >= job.deadline or job.killed:
                 os.kill(job.pid, signal.SIGKILL)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,9 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
 from gristmill.errors import TuningError
+from gristmill.measure.conditions import Conditions, Sightings
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
+from gristmill.measure.memory import too_large
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.timed import Effort
 from gristmill.tuning.trial import candidate_to_json
@@ -80,7 +82,7 @@ class Measurer:
     """Measures candidates of one problem in an isolated worker. Use as a context manager.
 
     A worker outlives its run for a minute: importing torch and Triton and starting CUDA takes
-    seconds.
+    seconds. One that has grown too large is replaced after its answer, so nothing is lost.
     """
 
     worker = WORKER
@@ -97,9 +99,11 @@ class Measurer:
         self._child = Child(self.worker)
         self._base = {"problem": problem.to_json(), "device": str(device), "seed": seed}
         self._base["threads"] = torch.get_num_threads()
+        self._base["l2"] = settings.current().l2
         if effort is not None:
             self._base["effort"] = asdict(effort)
         self._served = 0
+        self._sightings = Sightings()
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate, whatever it does to the worker.
@@ -158,6 +162,10 @@ class Measurer:
             return None
         return Roofline(**answer["roofline"])
 
+    def conditions(self) -> Conditions:
+        """What the device was like so far."""
+        return self._sightings.conditions()
+
     def encode(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate as it crosses to the worker."""
         return candidate_to_json(candidate)
@@ -177,20 +185,26 @@ class Measurer:
             return Outcome("crash", str(error))
         if "error" in answer:
             raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")
-        if answer.get("lost"):
-            self._child.stop()
+        self._sightings.add(answer.get("seen", {}))
+        if answer.get("lost") or too_large(answer.get("grown", {})):
+            self._child.stop()  # between trials: the next one starts another
         return answer
 
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         fresh = self._start()
         try:
-            return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S * fresh)
+            message = {**self._base, **request}
+            return self._exchange(message, timeout_s + FIRST_TIMEOUT_S * fresh)
         except ChildDied as error:
             if not error.left:
                 raise
         # It had waited long enough for another run and left as this one began: once more.
         self._start()
-        return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S)
+        return self._exchange({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S)
+
+    def _exchange(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """A question to the worker and its answer."""
+        return self._child.ask(message, timeout_s)
 
     def _start(self) -> bool:
         """Start the worker where there is none, or a worker that has not served this run; whether

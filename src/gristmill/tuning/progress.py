@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
+from gristmill.tuning.budget import TuningResult
 
 
 def counted(count: int, noun: str) -> str:
@@ -23,6 +24,8 @@ class Observer(Protocol):
 
     def racing(self, count: int) -> None: ...
 
+    def warned(self, text: str) -> None: ...
+
     def ended(self, summary: str) -> None: ...
 
 
@@ -37,6 +40,9 @@ class Silent:
 
     def racing(self, count: int) -> None:
         del count
+
+    def warned(self, text: str) -> None:
+        del text
 
     def ended(self, summary: str) -> None:
         del summary
@@ -89,9 +95,30 @@ class ProgressLine:
     def racing(self, count: int) -> None:
         self._progress.update(self._task, description=f"racing {count} finalists")
 
+    def warned(self, text: str) -> None:
+        self._progress.console.print(text, style="yellow", markup=False, highlight=False)
+
     def ended(self, summary: str) -> None:
         self._progress.stop()
         self._progress.console.print(summary, highlight=False)
+
+
+def summary(result: TuningResult, measured: int, resumed: int) -> str:
+    """A run in one line; `resumed` of its candidates had been measured before."""
+    if result.skipped:
+        return f"not tuned: {result.skipped}"
+    failed = sum(o.status not in ("ok", "slow") for o in result.outcomes.values())
+    text = f"{counted(measured, 'candidate')} in {result.seconds:.1f} s"
+    if resumed:
+        text += f" and {resumed} from before"
+    if failed:
+        text += f", {failed} failed"
+    if result.stopped:
+        text += f"; stopped: {result.stopped}"
+    plan = result.plans.get("eager")
+    if plan is not None:
+        text += f"; chosen: {plan.candidate}, {plan.reason}"
+    return text + ("; interrupted, what was measured is kept" if result.interrupted else "")
 
 
 def observer() -> Observer:

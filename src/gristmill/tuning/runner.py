@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 
 from gristmill import settings
+from gristmill.cache.evidence import keep_run
 from gristmill.cache.store import PlanStore
 from gristmill.core.implementation import Kind
 from gristmill.core.plan import (
@@ -35,7 +36,7 @@ from gristmill.tuning.hints import hints_of
 from gristmill.tuning.known import best_known, known_outcomes, text_of
 from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.peers import against_peers
-from gristmill.tuning.progress import Observer, Silent, counted
+from gristmill.tuning.progress import Observer, Silent, summary
 from gristmill.tuning.searches import Searches, at_roofline, no_plan
 from gristmill.tuning.strategies import StrategyLike
 from gristmill.tuning.subject import Compiles, Measures, Subject, Tunable
@@ -141,7 +142,7 @@ class TuningRun:
                 self._decide()
         finally:
             self._save_measurements()
-            self.observer.ended(self._summary())
+            self.observer.ended(summary(self.result, len(self._measured), len(self._resumed)))
         if self._strategies.fault is not None:
             raise self._strategies.fault
         return self.result
@@ -156,7 +157,10 @@ class TuningRun:
                     return
                 with self._measurer, self.make_pool() as pool:
                     self._start = time.monotonic()
-                    self._measure_all(pool)
+                    try:
+                        self._measure_all(pool)
+                    finally:
+                        self.result.conditions = self._measurer.conditions()
         except KeyboardInterrupt:  # the second one, or outside a measurement
             self.result.interrupted = True
         self.result.seconds = time.monotonic() - self._start
@@ -311,12 +315,16 @@ class TuningRun:
 
     def _decide(self) -> None:
         """Plans, among the candidates that are right on every value variant and no others."""
+        for warning in self.result.conditions.warnings:
+            self.observer.warned(warning)
         for objective in OBJECTIVES:
             plan = self._plan(list(self._verified), objective)
             if plan is not None:
                 self.result.plans[objective] = plan
                 family = self.bucket.family(self.op.axes(self.problem))
                 self.store.save_plan(plan, family, dict(self.bucket.axes))
+        run = {"problem": text_of(self.problem), "conditions": self.result.conditions.to_json()}
+        keep_run(self.store.folder, (self.op.name, self.bucket.key, self.target.key), run)
         if not self.result.plans and not self.result.interrupted:
             raise no_plan(self.problem, self.result.outcomes)
 
@@ -326,13 +334,17 @@ class TuningRun:
         incumbent = known.candidate if known else None
         if self.result.interrupted and known is not None and self._still_holds(known):
             return known
-        self.result.ties[objective] = tuple(c for c, _, _ in tied_with_fastest(entries, objective))
-        best = choose(self.op.name, entries, objective, incumbent, self._kind)
+        slack = self.result.conditions.slack
+        tied = tied_with_fastest(entries, objective, slack)
+        self.result.ties[objective] = tuple(c for c, _, _ in tied)
+        best = choose(self.op.name, entries, objective, incumbent, self._kind, slack)
         if best is None:
             return None
         ready = [e for e in entries if self._kind(e[0]) != "compiled"]
-        fallback = choose(self.op.name, ready, objective, incumbent, self._kind)
+        fallback = choose(self.op.name, ready, objective, incumbent, self._kind, slack)
         candidate, outcome, reason = best
+        if slack:
+            reason += f" (a noisy machine: within {slack:.0%} is a tie)"
         return Plan(
             op=self.op.name,
             candidate=candidate,
@@ -373,22 +385,3 @@ class TuningRun:
         self._unsaved.clear()
         if rows:
             self.store.record(rows)
-
-    def _summary(self) -> str:
-        outcomes = self.result.outcomes.values()
-        failed = sum(o.status not in ("ok", "slow") for o in outcomes)
-        if self.result.skipped:
-            return f"not tuned: {self.result.skipped}"
-        text = f"{counted(len(self._measured), 'candidate')} in {self.result.seconds:.1f} s"
-        if self._resumed:
-            text += f" and {len(self._resumed)} from before"
-        if failed:
-            text += f", {failed} failed"
-        if self.result.stopped:
-            text += f"; stopped: {self.result.stopped}"
-        plan = self.result.plans.get("eager")
-        if plan is not None:
-            text += f"; chosen: {plan.candidate}, {plan.reason}"
-        return text + (
-            "; interrupted, what was measured is kept" if self.result.interrupted else ""
-        )

@@ -13,6 +13,7 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Bucket, Problem
 from gristmill.core.space import Space
 from gristmill.core.target import Target
+from gristmill.measure.conditions import Conditions
 from gristmill.measure.roofline import Roofline
 
 
@@ -63,6 +64,8 @@ class Measures(AbstractContextManager[Any], Protocol):
     def verify(self, candidates: Sequence[Candidate]) -> list[Outcome]: ...
 
     def roofline(self) -> Roofline | None: ...
+
+    def conditions(self) -> Conditions: ...
 
 
 class Compiles(AbstractContextManager[Any], Protocol):

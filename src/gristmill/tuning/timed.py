@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from gristmill import settings
 from gristmill.core.plan import Outcome, Status
 from gristmill.errors import CompileError
+from gristmill.measure.conditions import Watch
 from gristmill.measure.isolation import REASON_CHARS
 from gristmill.measure.statistics import median
 from gristmill.measure.timing import timer
@@ -18,6 +20,7 @@ from gristmill.measure.timing import timer
 ABANDON_AFTER_1 = 3.0  # a first repeat this many times the best ends the race for a candidate
 ABANDON_AFTER_5 = 1.25  # the same for the median of five
 HOST_ROUNDS = 5
+RACE_ANCHORS = 4  # at either end of a race: of a search that was short there are few
 HOST_BOUND_US = 60.0  # no call of ours or of ATen keeps the host longer
 
 
@@ -62,7 +65,8 @@ class Timed:
     def __init__(self, device: torch.device, effort: Effort | None = None) -> None:
         self.device = device
         self.effort = effort or Effort()
-        self.timer = timer(device)
+        self.timer = timer(device, settings.current().l2)
+        self.watch = Watch(device)
 
     def race_calls(
         self,
@@ -74,6 +78,7 @@ class Timed:
         functions = [call for _, call in calls]
         warm = [median(times) for times in self.timer.device_us(functions, 3)]
         hosts = self._host_us(functions, warm) if self.effort.host else warm
+        self._observe()
         pairs = self.effort.pairs
         if self.device.type != "cuda":
             pairs = int(min(pairs, max(5, 2e6 / sum(warm))))
@@ -81,6 +86,7 @@ class Timed:
         graphs: Sequence[list[float] | None] = [None] * len(functions)
         if self.effort.graph:
             graphs = self.timer.graph_us(functions, pairs)
+        self._observe()
         for (index, _), host, device, graph in zip(calls, hosts, devices, graphs, strict=True):
             samples[index] = {"device": device, "graph": graph}
             outcomes[index] = replace(
@@ -90,6 +96,12 @@ class Timed:
                 graph_us=None if graph is None else median(graph),
                 repeats=len(device),
             )
+
+    def _observe(self) -> None:
+        """What the device is like at one end of a race."""
+        for _ in range(RACE_ANCHORS):
+            self.watch.anchor(self.timer)
+        self.watch.look()
 
     def _host_side(self, host_us: float, device_us: Sequence[float]) -> float | None:
         """The host time to report of a call that was timed."""
@@ -115,6 +127,7 @@ class Timed:
                 self.timer.prepare()
             call()
         self.timer.synchronize()
+        self.watch.anchor(self.timer)
         best = float("inf") if best_us is None or not self.effort.give_up else best_us
         first = self.timer.device_us([call], 1)[0][0]
         if slow := trailing(first, 1, best):

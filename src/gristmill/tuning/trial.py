@@ -118,7 +118,8 @@ class Trials(Timed):
         """The least time under what the device reaches now: a copy of as many bytes, and a large
         matmul in the problem's arithmetic."""
         cost = self.op.cost(self.problem)
-        copy_us = time_us(copy_call(cost.size_bytes, self.device), self.device)
+        copy = copy_call(cost.size_bytes, self.device)
+        copy_us = time_us(copy, self.device, self.target.l2)
         arithmetic = self.op.matrix_arithmetic(self.problem)
         rate = matrix_rate(self.device, arithmetic) if arithmetic else None
         return roofline(cost, copy_us, rate)

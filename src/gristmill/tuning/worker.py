@@ -10,19 +10,25 @@ from typing import Any, Protocol
 
 import torch
 
+from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
-from gristmill.measure.isolation import REASON_CHARS, Lines, connect
+from gristmill.measure.conditions import Watch
+from gristmill.measure.isolation import REASON_CHARS, Lines, connect, die_with_parent
+from gristmill.measure.memory import Growth
 from gristmill.tuning.timed import ContextLost, Effort, Samples
 from gristmill.tuning.trial import Trials, candidate_from_json
 
 RELEASE_AFTER_S = 5.0
 LEAVE_AFTER_S = 60.0
+IDENTITY = ("problem", "device", "seed", "effort", "l2")  # of trials, in a request
 
 
 class Attempts(Protocol):
     """Tries candidates: `Trials`, and what other rooms try in workers of theirs."""
+
+    watch: Watch
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome: ...
 
@@ -50,7 +56,7 @@ class Session:
 
     def trials(self, request: Mapping[str, Any]) -> Attempts:
         """The trials at hand where the request is about the same problem, else new ones."""
-        key = (request["problem"], request["device"], request["seed"], request.get("effort"))
+        key = tuple(request.get(name) for name in IDENTITY)
         if self._trials is None or key != self._key:
             self.release()  # the old problem's tensors first
             device = torch.device(request["device"])
@@ -58,6 +64,11 @@ class Session:
                 torch.cuda.set_device(device)
             self._trials = self.make(request, device)
             self._key = key
+        return self._trials
+
+    @property
+    def at_hand(self) -> Attempts | None:
+        """The trials that the last request was about."""
         return self._trials
 
     def release(self) -> None:
@@ -71,17 +82,7 @@ class Session:
         raises, no memory for the arguments)."""
         try:
             trials = self.trials(request)
-            if request["do"] == "roofline":
-                known = isinstance(trials, Trials)  # what anything else computes is not known
-                return {"roofline": asdict(trials.roofline()) if known else None}
-            if request["do"] == "measure":
-                candidate = self.candidate(trials, request["candidate"])
-                return {"outcome": trials.measure(candidate, request["best_us"]).to_json()}
-            candidates = [self.candidate(trials, c) for c in request["candidates"]]
-            if request["do"] == "verify":
-                return {"outcomes": [o.to_json() for o in trials.verify(candidates)]}
-            outcomes, samples = trials.race(candidates)
-            return {"outcomes": [o.to_json() for o in outcomes], "samples": samples}
+            return {**self._tried(trials, request), "seen": trials.watch.drain()}
         except ContextLost:
             raise
         except Exception as error:  # what fails before a candidate is reached is nobody's row
@@ -90,19 +91,38 @@ class Session:
             text = str(error) if named else f"{type(error).__name__}: {error}"
             return {"error": text[:REASON_CHARS]}
 
+    def _tried(self, trials: Attempts, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What was asked for."""
+        if request["do"] == "roofline":
+            known = isinstance(trials, Trials)  # what anything else computes is not known
+            return {"roofline": asdict(trials.roofline()) if known else None}
+        if request["do"] == "measure":
+            candidate = self.candidate(trials, request["candidate"])
+            return {"outcome": trials.measure(candidate, request["best_us"]).to_json()}
+        candidates = [self.candidate(trials, c) for c in request["candidates"]]
+        if request["do"] == "verify":
+            return {"outcomes": [o.to_json() for o in trials.verify(candidates)]}
+        outcomes, samples = trials.race(candidates)
+        return {"outcomes": [o.to_json() for o in outcomes], "samples": samples}
+
 
 def serve(session: Session) -> None:
     """Answer until the parent goes away, nobody asks any more, or a candidate has ruined the device
     context."""
     lines = connect()
     lines.send({"ready": True})
+    growth = Growth()
     while (request := _next(lines, session)) is not None:
         torch.set_num_threads(request["threads"])
+        if request.get("stopped_at_times"):
+            die_with_parent()
         try:
-            answer = session.answer(request)
+            with settings.override(l2=request["l2"]):
+                answer = session.answer(request)
         except ContextLost as lost:
             answer = {"outcome": Outcome("crash", str(lost)).to_json(), "lost": True}
-        lines.send({**answer, "id": request["id"]})
+        grown = growth.since(session.at_hand)
+        lines.send({**answer, "grown": grown, "id": request["id"]})
         if answer.get("lost"):
             os._exit(1)  # tearing a poisoned CUDA context down in order can hang
 

@@ -1,0 +1,36 @@
+"""A compile server whose compiles do what compilers do on a bad day: abort, or swallow memory; and
+one that leaks itself."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from gristmill.core.plan import Outcome
+from gristmill.measure.isolation import connect
+from gristmill.tuning.compiler import Server
+
+kept: list[bytearray] = []
+
+
+class Failing(Server):
+    """Compiles by the candidate's name."""
+
+    def warm(self, request):
+        if request["candidate"]["implementation"] == "leaks":
+            kept.append(bytearray(b"x") * (200 << 20))
+
+    def compile(self, request):
+        name = request["candidate"]["implementation"]
+        if name == "aborts":
+            os.abort()
+        if name == "swallows":
+            swallowed = []
+            while True:
+                swallowed.append(bytearray(b"x") * (16 << 20))
+                time.sleep(0.01)
+        return Outcome("ok", registers=os.getppid())  # who served it
+
+
+if __name__ == "__main__":
+    Failing(connect()).run()
