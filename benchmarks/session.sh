@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The GPU machine's part of a session, one step a call: tests | overhead | memory | backward | matmul | mlp | sanitize |
-# two
+# The GPU machine's part of a session, one step a call: tests | overhead | memory | backward | matmul | mlp | aot |
+# sanitize | two
 #
 #   benchmarks/session.sh STEP OUT COMMIT        (in the repository's root there)
 #
@@ -32,6 +32,7 @@ case $step in
   backward) bench --parts rms_norm_backward silu_and_mul_backward --budget 8 --deadline 540 ;;
   matmul) bench --parts matmul --budget 6 --deadline 480 ;;
   mlp) python3 benchmarks/llama_mlp.py --out "$out" --commit "$commit" --tune 6 2> >(tail -c 2000 >&2) ;;
+  aot) python3 benchmarks/aot.py --out "$out" --commit "$commit" 2> >(tail -c 2000 >&2) ;;
   sanitize) python3 benchmarks/sanitize.py --out "$out" --commit "$commit" --timeout 180 ;;
-  *) echo "steps: tests overhead memory backward matmul mlp sanitize two" >&2; exit 2 ;;
+  *) echo "steps: tests overhead memory backward matmul mlp aot sanitize two" >&2; exit 2 ;;
 esac

@@ -21,6 +21,7 @@ from gristmill.aot.manifest import MANIFEST_FILE
 from gristmill.aot.manifest_json import to_text
 from gristmill.cli.app import app
 from gristmill.errors import ArtifactError
+from gristmill.specs import rms_norm
 
 SPEC = """
 from gristmill import aot
@@ -250,3 +251,20 @@ def test_what_does_not_compile_is_said_and_the_rest_is_written(tmp_path, run):
     assert said["variants"] == 1
     assert "three is too many" in run(*arguments, code=1).output
     run("verify", tmp_path / "out")
+
+
+def test_wheel_writes_a_project_of_operators(built, tmp_path, run):
+    folder = tmp_path / "norms"
+    problems = {"rms_norm": [rms_norm.problem_of((64, 512))]}
+    aot.build_ops(folder, "rms_norm", "sm_90", problems=problems)
+    shown = json.loads(run("inspect", folder, "--json").stdout)
+    assert shown["operators"]["rms_norm"] >= 2
+    assert "operator rms_norm: " in run("inspect", folder).stdout
+    place = tmp_path / "project"
+    said = json.loads(run("wheel", folder, "--name", "norms", "-o", place, "--json").stdout)
+    assert {"pyproject.toml", "CMakeLists.txt"} <= set(said["files"])
+    arguments = ("--name", "norms", "-o", tmp_path / "other")
+    assert "targets" in run("wheel", "rms_norm", *arguments, code=2).output
+    assert "has no operators" in run("wheel", built[0], *arguments, code=1).output
+    assert "rms_norm" in run("wheel", "rmsnorm", "-t", "sm_90", *arguments, code=2).output
+    assert not (tmp_path / "other").exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from aot_kernels import _axpy_kernel
 
 import aot_c_cases as cases
 import aot_real
@@ -21,14 +22,6 @@ pytestmark = [
 
 # Of a raw loop of cuLaunchKernelEx, in the same run.
 MAX_LAUNCH_RATIO = 1.2
-
-
-@triton.jit
-def _axpy_kernel(x_ptr, y_ptr, out_ptr, n, alpha, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + at, mask=at < n)
-    y = tl.load(y_ptr + at, mask=at < n)
-    tl.store(out_ptr + at, x * alpha + y, mask=at < n)
 
 
 @triton.jit

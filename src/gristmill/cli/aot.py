@@ -174,6 +174,53 @@ def diff(first: Artifact, second: Artifact, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command(
+    help="Write a project that installs operators as torch.ops.<namespace>.<operator>, with no "
+    "Triton. A source is an operator's name, or an artifact's folder that has operators."
+)
+def wheel(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Operators, or artifacts' folders.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The project's folder.")],
+    name: Annotated[str, typer.Option("--name", help="The project's and the package's name.")],
+    target: Targets = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="In torch.ops.", show_default="the name")
+    ] = None,
+    version: Annotated[str, typer.Option("--version", help="The project's.")] = "0.1.0",
+    plans: Annotated[
+        Path | None,
+        typer.Option(
+            "--plans",
+            metavar="FILE",
+            help="A pack or a lock file to take the operators' plans from.",
+            show_default="the plan store, and the shipped packs",
+        ),
+    ] = None,
+    jobs: Jobs = None,
+    as_json: Json = False,
+) -> None:
+    made = aot.wheel(
+        sources,
+        out,
+        name=name,
+        namespace=namespace,
+        version=version,
+        targets=target or (),
+        jobs=jobs,
+        plans=plans,
+    )
+    files = sorted(p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file())
+    if as_json:
+        print_json({"folder": str(made), "name": name, "files": files})
+    else:
+        console().print(
+            f"{escape(str(made))}: {len(files)} files; `pip install {escape(str(made))}` builds it",
+            soft_wrap=True,
+        )
+
+
 def _run(spec: Path) -> dict[str, Any]:
     """A specification file's variables; it imports what lies beside it."""
     if not spec.is_file():
