@@ -62,6 +62,7 @@ CALLS = """
         fastnorms.rms_norm(x, w)
     except RuntimeError as error:
         assert "norms::rms_norm has kernels for sm_90 alone, and its arguments" in str(error)
+        assert "rms_norm_cpu, csrc/torch_ops.cpp:" in str(error)  # and not where it was built
     else:
         raise AssertionError("it ran")
     meta = torch.ops.norms.rms_norm(x.to("meta"), w.to("meta"))
@@ -94,7 +95,7 @@ CALLS = """
 def test_the_project_builds_and_serves_torch(project, tmp_path, drivers):
     shown = run(CALLS, built(project, tmp_path / "build"), drivers)
     names, _, schema = shown.partition("] ")
-    assert names == "['alone_add', 'rms_norm', 'silu_and_mul'"
+    assert names == "['alone_add', 'preload', 'rms_norm', 'silu_and_mul'"
     assert schema.startswith("norms::rms_norm(Tensor x, Tensor? weight=None, float eps=")
 
 
@@ -131,6 +132,9 @@ GPU_CALLS = """
 
     fake = ctypes.CDLL("libcuda.so.1")
     fake.fake_use(0)
+    fastnorms.preload(0)
+    loads = fake.fake_calls(b"cuLibraryLoadData")
+    assert loads > 2
     x, w = torch.ones(3, 4096, dtype=torch.bfloat16), torch.ones(4096, dtype=torch.bfloat16)
     out = fastnorms.rms_norm(x, w, 1e-5)
     assert (out.shape, out.dtype, out.stride()) == (x.shape, x.dtype, x.stride())
@@ -162,6 +166,7 @@ GPU_CALLS = """
     compiled = torch.compile(filled, backend="aot_eager", fullgraph=True)
     assert compiled(torch.zeros_like(x)).min() == 1
     assert fake.fake_launches() == 8
+    assert fake.fake_calls(b"cuLibraryLoadData") == loads
     x = x.bfloat16()
     for wrong, message in [
         ((x.float(), w), "compiled for arguments of these types (fp32[3, 4096], bf16[4096], -)"),

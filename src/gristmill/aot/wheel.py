@@ -158,8 +158,9 @@ def _write(
 ) -> None:
     manifests = [manifest for _, manifest in artifacts]
     ops = [op for manifest in manifests for op in _ops(manifest, namespace)]
-    for kind, found in (("artifacts", manifests), ("operators", ops)):
-        names = [one.name for one in found]
+    names_of = {"artifacts": [m.name for m in manifests]}
+    names_of["operators"] = ["preload", *(op.name for op in ops)]  # the project's own comes first
+    for kind, names in names_of.items():
         twice = sorted({one for one in names if names.count(one) > 1})
         if twice:
             raise ArtifactError(f"two {kind} are named {twice[0]!r}. Leave one of them out.")
