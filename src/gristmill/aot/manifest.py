@@ -1,4 +1,4 @@
-"""The nouns of an artifact, and its `manifest.json`: what was compiled, from what, with which tools.
+"""The nouns of an artifact, and its `manifest.json`: what was compiled, from what, by which tools.
 
 The compiler makes a `Manifest`; the writers of C, of the Python module and of the wheel read
 nothing else, and neither do `inspect`, `verify`, `diff` and `load`.

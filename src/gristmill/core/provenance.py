@@ -17,12 +17,17 @@ def provenance() -> str:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or torch.version.hip or "",
         "driver": _driver(),
+        "triton": triton_version(),
     }
-    try:
-        versions["triton"] = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        versions["triton"] = ""
     return json.dumps(versions, sort_keys=True, separators=(",", ":"))
+
+
+def triton_version() -> str:
+    """Triton's version; empty where it is not installed."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def changed_since(kept: str) -> str:

@@ -173,13 +173,27 @@ class Child:
             pass
         return answer
 
+    @property
+    def buffered(self) -> bool:
+        """Whether a whole answer has arrived already."""
+        return self._lines is not None and self._lines.buffered
+
     def fileno(self) -> int:
         """The socket, for `select`."""
         assert self._lines is not None
         return self._lines.connection.fileno()
 
+    def kill(self) -> None:
+        """Kill the child and everything that it started, from any thread: whoever waits for its
+        answer hears that it died."""
+        process = self._process
+        if process is not None and self._owner == os.getpid():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def stop(self) -> None:
-        """Kill the child and everything that it started."""
+        """Kill the child and everything that it started, and close what leads to it."""
+        self.kill()
         process, self._process = self._process, None
         if self._lines is not None:
             self._lines.connection.close()
@@ -187,8 +201,6 @@ class Child:
         if process is not None and self._owner != os.getpid():
             process.returncode = 0  # another process's to end and to wait for
         elif process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if self._log is not None:
             self._log.close()

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from gristmill import cache, settings, tuning
+from gristmill import settings, tuning
 from gristmill.cache.store import store
 from gristmill.compile.bound import BoundCall
 from gristmill.core.config import Config
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, OBJECTIVES, Objective, Plan
 from gristmill.core.problem import Problem
-from gristmill.core.registry import is_current, load
+from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
@@ -24,6 +24,7 @@ from gristmill.ops._generate import bound_function, key_function
 from gristmill.ops.agree import Asked, agreed_plan
 from gristmill.selection.frozen import active, forget_bucket, refuse_tuning
 from gristmill.selection.select import select
+from gristmill.tuning.adopt import adopt, lease_key
 
 
 class BoundOp:
@@ -178,7 +179,7 @@ def _wishes(
     if policy not in ("now", "never"):
         raise InvalidInputError(f"`tune` is {policy!r}; it can be 'now' or 'never'. Choose one.")
     given = (budget_s, trials, strategy) != (None, None, "auto")
-    return policy == "now", _limits(budget_s, trials, strategy) if given else None
+    return policy == "now", limits(budget_s, trials, strategy) if given else None
 
 
 def _plan(
@@ -189,7 +190,7 @@ def _plan(
     objective: Objective,
     strategy: tuning.StrategyLike,
     may_tune: bool,
-    limits: tuning.Budget | None,
+    budget: tuning.Budget | None,
 ) -> Plan:
     """The plan that there is, or that tuning gives."""
     plan = select(spec, problem, target, objective)
@@ -199,8 +200,8 @@ def _plan(
         if _wants_tuning(plan):
             # After an upgrade only the best few are measured again: the search is not repeated.
             explore = plan.origin != "tuned" or plan.provenance == INTERRUPTED
-            limits = limits or _limits(None, None, strategy)
-            result = _tune(spec, values, problem, limits, strategy, explore=explore)
+            budget = budget or limits(None, None, strategy)
+            result = _tune(spec, values, problem, budget, strategy, explore=explore)
             plan = select(spec, problem, target, objective)
             if result.skipped:
                 plan = replace(plan, reason=f"{plan.reason}; {result.skipped}: ask again later")
@@ -238,16 +239,25 @@ def tune(
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
     refuse_tuning(str(problem))
+    refuse_now()
+    budget = limits(budget_s, trials, strategy, roofline_stop)
+    result = _tune(spec, values, problem, budget, strategy, seed, afresh=afresh)
+    if result.skipped:
+        raise TuningError(f"{problem} is not tuned: {result.skipped}. Wait for it, then ask again.")
+    return result
+
+
+def refuse_now() -> None:
+    """Raise where this is no time to tune.
+
+    Raises:
+        TuningError: it is not.
+    """
     reason = tuning.refusal()
     if reason:
         raise TuningError(
             f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
         )
-    limits = _limits(budget_s, trials, strategy, roofline_stop)
-    result = _tune(spec, values, problem, limits, strategy, seed, afresh=afresh)
-    if result.skipped:
-        raise TuningError(f"{problem} is not tuned: {result.skipped}. Wait for it, then ask again.")
-    return result
 
 
 def ask(
@@ -273,7 +283,7 @@ def ask(
     return spec, values, spec.problem(values), device_target(spec.device(values))
 
 
-def _limits(
+def limits(
     seconds: float | None,
     trials: int | None,
     strategy: tuning.StrategyLike,
@@ -302,11 +312,11 @@ def _tune(
     afresh: bool = False,
 ) -> tuning.TuningResult:
     bucket, target = spec.bucket(problem), device_target(spec.device(values))
-    with store().lease(f"{spec.name}|{bucket.key}|{target.key}") as mine:
+    with store().lease(lease_key(spec, bucket, target)) as mine:
         if not mine:  # another process is tuning this very problem: use what there is
             return tuning.TuningResult(skipped="another process is tuning this very problem")
         device, observer = spec.device(values), tuning.observer()
-        _adopt(spec.name, bucket.key, target.key)
+        adopt(store(), spec.name, bucket.key, target.key)
         run = tuning.TuningRun(
             spec, problem, device, store(), budget, strategy, seed, observer, explore, afresh
         )
@@ -314,27 +324,15 @@ def _tune(
             result = run.run()
         finally:  # a strategy that fails leaves plans behind
             forget(spec.name)
-    if result.plans:  # of what was chosen before nothing is called any more: its bucket is in use
-        for objective in forget_bucket(spec.name, bucket.key, target.key):
-            select(spec, problem, target, objective)
+    if result.plans:
+        use_again(spec, problem, target)
     if result.interrupted:
         raise tuning.TuningInterrupted(result)
     return result
 
 
-def _adopt(op: str, bucket_key: str, target_key: str) -> None:
-    """Give the store what it lacks of a bucket that a shipped pack has: a search that starts there
-    measures it again, and it is what has to be beaten. By row: a search that was killed, or rows of
-    a kernel as it was, say nothing of what the pack chose."""
-    packed = cache.shipped_plans(target_key).rows_of(op, bucket_key, target_key)
-    rows = store().measurements(op, bucket_key, target_key)
-    have = {(m.candidate, m.source_hash) for m in rows}
-    new = [m for m in packed.measurements if (m.candidate, m.source_hash) not in have]
-    if new:
-        store().record(new)
-    for kept in packed.plans:
-        own = store().plan(op, bucket_key, target_key, kept.plan.objective)
-        if kept.is_current and (
-            own is None or not is_current(op, own.candidate.implementation, own.source_hash)
-        ):
-            store().save_plan(kept.plan, kept.family, kept.axes)
+def use_again(spec: Op, problem: Problem, target: Target) -> None:
+    """After tuning: of what was chosen before nothing is called any more, and its bucket is in
+    use."""
+    for objective in forget_bucket(spec.name, spec.bucket(problem).key, target.key):
+        select(spec, problem, target, objective)

@@ -55,6 +55,16 @@ def compile_candidate(problem: Problem, target: Target, candidate: Candidate) ->
     return fitting(binaries, target)
 
 
+def compile_request(problem: Problem, target: Target, jobs: int) -> dict[str, Any]:
+    """What every request for a problem says, beside its number and the candidate."""
+    return {
+        "problem": problem.to_json(),
+        "target": {name: getattr(target, name) for name in target.__dataclass_fields__},
+        "jobs": jobs,
+        "timeout_s": settings.current().candidate_timeout_s,
+    }
+
+
 class CompilePool:
     """Compiles candidates of one problem in `jobs` processes. Use as a context manager."""
 
@@ -62,13 +72,8 @@ class CompilePool:
 
     def __init__(self, problem: Problem, target: Target, jobs: int | None = None) -> None:
         self._child = Child(self.server)
-        self._timeout_s = settings.current().candidate_timeout_s
-        self._base = {
-            "problem": problem.to_json(),
-            "target": {name: getattr(target, name) for name in target.__dataclass_fields__},
-            "jobs": jobs or settings.current().compile_jobs,
-            "timeout_s": self._timeout_s,
-        }
+        self._base = compile_request(problem, target, jobs or settings.current().compile_jobs)
+        self._timeout_s: float = self._base["timeout_s"]
         self._pending: dict[int, Candidate] = {}
         self._lost: list[tuple[Candidate, Outcome]] = []
         self._next = 0
@@ -154,6 +159,7 @@ class Server:
         self.running: dict[int, _Job] = {}
         self.selector = selectors.DefaultSelector()
         self.selector.register(lines.connection, selectors.EVENT_READ, None)
+        self._warmed: set[tuple[str, str]] = set()
 
     def warm(self, request: Mapping[str, Any]) -> None:
         """Do what every compile of this request's kind would do first, before anything forks."""
@@ -191,8 +197,11 @@ class Server:
     def _read_requests(self) -> bool:
         request = self.lines.receive(None)
         while request is not None:
-            if not self.queue and not self.running:
+            # Of several runs at once, each brings implementations that are new here.
+            kind = (request["problem"]["op"], request["candidate"]["implementation"])
+            if kind not in self._warmed or not (self.queue or self.running):
                 self.warm(request)
+                self._warmed.add(kind)
             self.queue.append(request)
             if not self.lines.buffered:
                 return True

@@ -16,7 +16,7 @@ from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
-from gristmill.errors import TuningError
+from gristmill.errors import TuningError, WorkerLostError
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.timed import Effort
@@ -99,7 +99,8 @@ class Measurer:
         self._base["threads"] = torch.get_num_threads()
         if effort is not None:
             self._base["effort"] = asdict(effort)
-        self._served = 0
+        self._served: Any = 0
+        self._killed = False
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate, whatever it does to the worker.
@@ -174,6 +175,8 @@ class Measurer:
         except ChildTimedOut as error:
             return Outcome("timeout", str(error))
         except ChildDied as error:
+            if self._killed:
+                raise KeyboardInterrupt from error
             return Outcome("crash", str(error))
         if "error" in answer:
             raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")
@@ -181,7 +184,14 @@ class Measurer:
             self._child.stop()
         return answer
 
+    def kill(self) -> None:
+        """End the worker, from any thread: whoever waits for its answer is interrupted."""
+        self._killed = True
+        self._child.kill()
+
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        if self._killed:
+            raise KeyboardInterrupt
         fresh = self._start()
         try:
             return self._child.ask({**self._base, **request}, timeout_s + FIRST_TIMEOUT_S * fresh)
@@ -197,12 +207,12 @@ class Measurer:
         so.
 
         Raises:
-            TuningError: it does not start.
+            WorkerLostError: it does not start.
         """
         try:
             self._child.start()
         except (ChildDied, ChildTimedOut) as error:
-            raise TuningError(
+            raise WorkerLostError(
                 f"the measuring worker does not start: {error}. Run `gristmill doctor`."
             ) from error
         fresh = self._child.started != self._served

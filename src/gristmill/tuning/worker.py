@@ -14,6 +14,7 @@ from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.errors import GristmillError
 from gristmill.measure.isolation import REASON_CHARS, Lines, connect
+from gristmill.tuning.describe import describe
 from gristmill.tuning.timed import ContextLost, Effort, Samples
 from gristmill.tuning.trial import Trials, candidate_from_json
 
@@ -70,6 +71,8 @@ class Session:
         """One request's answer; `error` where the request itself cannot be served (a reference that
         raises, no memory for the arguments)."""
         try:
+            if request["do"] == "describe":
+                return {"facts": describe(torch.device(request["device"]), request["ops"])}
             trials = self.trials(request)
             if request["do"] == "roofline":
                 known = isinstance(trials, Trials)  # what anything else computes is not known
