@@ -25,7 +25,7 @@ from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation
 from gristmill.errors import PackError
 from gristmill.ops._dispatch import forget
-from gristmill.tuning.adopt import adopt
+from gristmill.tuning.begin import adopt
 from pack_cases import OLD, TARGET, beside, chosen, kept, ship
 
 OTHER = '{"torch":"1.0"}'  # the provenance of other versions

@@ -9,7 +9,7 @@ import torch
 from gristmill.cache.store import store
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation
-from gristmill.tuning.adopt import adopt
+from gristmill.tuning.begin import adopt
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
 from pack_cases import OP, TARGET, beside, chosen, kept, problem, ship

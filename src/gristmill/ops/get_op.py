@@ -24,7 +24,6 @@ from gristmill.ops._generate import bound_function, key_function
 from gristmill.ops.agree import Asked, agreed_plan
 from gristmill.selection.frozen import active, forget_bucket, refuse_tuning
 from gristmill.selection.select import select
-from gristmill.tuning.adopt import adopt, lease_key
 
 
 class BoundOp:
@@ -312,11 +311,11 @@ def _tune(
     afresh: bool = False,
 ) -> tuning.TuningResult:
     bucket, target = spec.bucket(problem), device_target(spec.device(values))
-    with store().lease(lease_key(spec, bucket, target)) as mine:
+    with store().lease(tuning.lease_key(spec, bucket, target)) as mine:
         if not mine:  # another process is tuning this very problem: use what there is
             return tuning.TuningResult(skipped="another process is tuning this very problem")
         device, observer = spec.device(values), tuning.observer()
-        adopt(store(), spec.name, bucket.key, target.key)
+        tuning.adopt(store(), spec.name, bucket.key, target.key)
         run = tuning.TuningRun(
             spec, problem, device, store(), budget, strategy, seed, observer, explore, afresh
         )

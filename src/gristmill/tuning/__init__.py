@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gristmill.tuning.begin import adopt, lease_key
     from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
     from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
@@ -28,7 +29,9 @@ _HOMES = {
     "Recorder": "recorder",
     "Replay": "replay",
     "load_recording": "recorded",
+    "adopt": "begin",
     "check_strategy": "strategies",
+    "lease_key": "begin",
     "observer": "progress",
     "refusal": "occasion",
 }
@@ -42,7 +45,9 @@ __all__ = [
     "TuningInterrupted",
     "TuningResult",
     "TuningRun",
+    "adopt",
     "check_strategy",
+    "lease_key",
     "load_recording",
     "observer",
     "refusal",

@@ -10,7 +10,7 @@ import torch
 from gristmill.cache.store import PlanStore
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
-from gristmill.tuning.adopt import adopt, lease_key
+from gristmill.tuning.begin import adopt, lease_key
 from gristmill.tuning.budget import Budget, TuningResult
 from gristmill.tuning.fleet.gain import Job
 from gristmill.tuning.fleet.halt import Halt
