@@ -92,3 +92,17 @@ def faulty():
     if str(PLUGINS) not in sys.path:
         sys.path.insert(0, str(PLUGINS))
     return importlib.import_module("gristmill_faulty")
+
+
+@pytest.fixture
+def only(monkeypatch, faulty):
+    """Have runs know no other implementations of any op than those of these names."""
+    from gristmill.core.registry import implementations
+
+    def keep(*names):
+        monkeypatch.setattr(
+            "gristmill.tuning.runner.implementations",
+            lambda op: tuple(i for i in implementations(op) if i.name in names),
+        )
+
+    return keep

@@ -14,6 +14,7 @@ import gristmill as gm
 from gristmill import settings
 from gristmill.cache.store import PlanStore, store
 from gristmill.core.plan import INTERRUPTED
+from gristmill.core.registry import load
 from gristmill.errors import TuningError, WorkerLostError
 from gristmill.ops.tune_many import FleetInterrupted, tune_many
 from gristmill.tuning.budget import Budget
@@ -120,7 +121,7 @@ def test_a_lost_worker_costs_the_trial_in_flight_and_the_problem_goes_on_elsewhe
     assert again.site == "b"
     assert log.by_problem()[problem] == {"a", "b"}
     # nothing that a had measured was measured again, and the trial in flight was
-    assert len(log.entries) == len(set((p, c) for _, p, c in log.entries))
+    assert len(log.entries) == len({(p, c) for _, p, c in log.entries})
     assert ("b", problem, candidate) in log.entries
     (line,) = said
     assert line.startswith("a lost its worker with ")
@@ -273,14 +274,9 @@ class Seat(HeldSite):
 
 
 @pytest.mark.usefixtures("fresh_store")
-def test_real_workers_of_two_devices_share_the_problems_and_crashes_are_rows(faulty, monkeypatch):
-    monkeypatch.setattr(
-        "gristmill.tuning.runner.implementations",
-        lambda op, all_of=gm.core.registry.implementations: tuple(
-            i for i in all_of(op) if i.name in ("right", "traps", "garbage")
-        ),
-    )
-    op = gm.core.registry.load("twice")
+def test_real_workers_of_two_devices_share_the_problems_and_crashes_are_rows(only):
+    only("right", "traps", "garbage")
+    op = load("twice")
     problems = [op.problem((torch.ones(rows, 64),)) for rows in (16, 64, 256)]
     with LocalFleet([torch.device("cpu")]) as (site,):
         sites = [Seat("a", site._server), Seat("b", site._server)]
@@ -294,15 +290,10 @@ def test_real_workers_of_two_devices_share_the_problems_and_crashes_are_rows(fau
 
 
 @pytest.mark.usefixtures("fresh_store")
-def test_tune_many_keeps_plans_that_calls_then_use(monkeypatch):
-    monkeypatch.setattr(
-        "gristmill.tuning.runner.implementations",
-        lambda op, all_of=gm.core.registry.implementations: tuple(
-            i for i in all_of(op) if i.kind == "vendor"
-        ),
-    )
+def test_tune_many_keeps_plans_that_calls_then_use(only):
+    only("aten")
     values = (torch.randn(8, 64), torch.randn(64))
-    problem = gm.core.registry.load("rms_norm").problem((torch.ones(4, 32), None, 1e-6))
+    problem = load("rms_norm").problem((torch.ones(4, 32), None, 1e-6))
     ended = tune_many([("rms_norm", values), problem], devices="cpu", budget_s=5.0)
     assert [e.site for e in ended] == ["cpu", "cpu"]
     assert {e.job.problem["x"].shape for e in ended} == {(8, 64), (4, 32)}

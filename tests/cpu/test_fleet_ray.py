@@ -5,33 +5,35 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 import socket
-import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PLUGINS, SOURCES
 
 import gristmill as gm
+from conftest import PLUGINS, SOURCES
 from gristmill import settings
 from gristmill.cache.store import store
+from gristmill.core.op import Workload
 from gristmill.core.plan import Candidate
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
-from gristmill.errors import MissingExtraError, TuningError
+from gristmill.errors import MissingExtraError, TuningError, WorkerLostError
+from gristmill.measure.isolation import ChildTimedOut
+from gristmill.ops.tune_many import Where, tune_workloads
 from gristmill.tuning.budget import Budget
-from gristmill.tuning.describe import unlike
+from gristmill.tuning.describe import describe, unlike
 from gristmill.tuning.fleet import cluster as cluster_module
-from gristmill.tuning.fleet.cluster import RayFleet
-from gristmill.tuning.fleet.fleet import Fleet
-from gristmill.tuning.fleet.gain import Job
-from gristmill.tuning.fleet.lines import NoLines
+from gristmill.tuning.fleet.actors import WorkerHost
+from gristmill.tuning.fleet.cluster import Node, RayFleet
+from gristmill.tuning.fleet.remote import RemoteChild, RemoteSite
 from gristmill.tuning.fleet.run import Wishes
 
 NEEDS_RAY = pytest.mark.skipif(
@@ -80,32 +82,15 @@ def _processes_of(scratch):
     return found
 
 
-@pytest.fixture
-def few(monkeypatch, faulty):
-    """Of `twice`, what is right and what takes its worker down."""
-    everything = gm.core.registry.implementations
-
-    def chosen(op):
-        return tuple(i for i in everything(op) if i.name in ("right", "traps"))
-
-    monkeypatch.setattr("gristmill.tuning.runner.implementations", chosen)
-
-
-def _jobs(target, *rows):
-    op = load("twice")
-    return [Job(f"rows-{n}", op, op.problem((torch.ones(n, 64),)), target) for n in rows]
-
-
 class KillsFirst:
-    """Ray, but for the first trial that is in flight: then it kills, and waits as ever."""
+    """Ray, but that something is killed while the first trial is in flight."""
 
     def __init__(self, ray, kill):
-        self._ray, self._kill = ray, kill
-        self.asked = 0
+        self._ray, self.armed, self.in_flight = ray, kill, False
 
     def get(self, found, timeout):
-        if self._kill is not None and self.asked:
-            kill, self._kill = self._kill, None
+        if self.in_flight and self.armed is not None:
+            kill, self.armed = self.armed, None
             kill()
         return self._ray.get(found, timeout=timeout)
 
@@ -113,113 +98,235 @@ class KillsFirst:
         return getattr(self._ray, name)
 
 
-def _armed(site, monkeypatch, kill):
-    """Have `kill` called while the site's first trial is in flight."""
-    child = site._child
-    child._ray = hook = KillsFirst(child._ray, kill)
-    ask = child._ask
+@pytest.fixture
+def killing(machines, monkeypatch):
+    """Kills the actor of the first machine and the whole second machine, each in its first trial;
+    gives the sites by their machine's id, and what was to be killed."""
+    made, hooks = {}, {}
+    real = cluster_module._site
 
-    def asking(message, timeout_s):
-        hook.asked += message["do"] == "measure"
-        return ask(message, timeout_s)
+    def site_of(ray, node, *rest):
+        site = real(ray, node, *rest)
+        child = site._child
+        if node.identifier == machines.second.node_id:
+            hook = KillsFirst(ray, lambda: machines.remove_node(machines.second))
+        else:
+            hook = KillsFirst(ray, lambda: ray.kill(child._actor))
+        ask = child._ask
 
-    monkeypatch.setattr(child, "_ask", asking)
-    return hook
+        def asking(message, timeout_s):
+            hook.in_flight = message["do"] == "measure"
+            return ask(message, timeout_s)
+
+        child._ray = hook
+        monkeypatch.setattr(child, "_ask", asking)
+        made[node.identifier], hooks[node.identifier] = site, hook
+        return site
+
+    monkeypatch.setattr(cluster_module, "_site", site_of)
+    return made, hooks
 
 
 @NEEDS_RAY
-def test_problems_are_tuned_on_the_cluster_and_a_killed_actor_costs_its_trial(
-    machines, few, monkeypatch, capfd
+def test_an_actor_that_is_killed_is_replaced_and_what_a_lost_machine_had_goes_on_elsewhere(
+    machines, killing, only, capfd
 ):
-    said = []
-    with RayFleet(machines.address, ["twice"], "cpu", said.append) as sites:
-        import ray
+    only("right")
+    import ray
 
-        assert len(sites) == 2
-        assert {site.target.key for site in sites} == {device_target(CPU).key}
-        assert {site.versions for site in sites} == {provenance()}
-        first = sites[0]._child
-        hook = _armed(sites[0], monkeypatch, lambda: ray.kill(first._actor))
-        jobs = _jobs(sites[0].target, 16, 64, 256)
-        result = Fleet(sites, jobs, store(), Wishes(Budget(60.0)), NoLines(said.append)).run()
-        assert hook._kill is None  # it was killed
-        assert first._generation == 2  # and another one took its place
-        os.kill(os.getpid(), 0)
+    op = load("twice")
+    problems = [op.problem((torch.ones(rows, 64),)) for rows in (16, 64, 256)]
+    said = []
+    where = Where(ray=machines.address, kind="cpu")
+    named = [Workload(str(one), one) for one in problems]
+    result = tune_workloads(named, where, Wishes(Budget(60.0)), say=said.append)
     assert not ray.is_initialized()
-    assert not said
-    assert {e.site for e in result.ended} == {site.name for site in sites}
+
+    sites, hooks = killing
+    second = sites.pop(machines.second.node_id)
+    (first,) = sites.values()
+    assert all(hook.armed is None for hook in hooks.values())  # both were killed
+    assert first._child._generation == 2  # and the actor replaced, which nobody was told
+    lost, left = said
+    assert lost.startswith(f"{second.name} lost its worker with twice(")
+    assert "it is put back" in lost
+    assert left.startswith(f"{second.name} is left out: ")
+
+    assert sorted(str(e.job.problem) for e in result.ended) == sorted(map(str, problems))
+    assert {e.site for e in result.ended} == {first.name}
     for ended in result.ended:
-        status = {c.implementation: o.status for c, o in ended.result.outcomes.items()}
-        assert status == {"right": "ok", "traps": "crash"}  # the kill is nobody's outcome
-        assert ended.result.plans["eager"].candidate == Candidate("right")
-    kept = store().plans()
-    assert {(p.op, p.candidate.implementation) for p in kept} == {("twice", "right")}
-    assert len(kept) == 2 * len(jobs)
-    assert not list(machines.scratch.glob("**/plans*"))  # the store is the driver's
+        assert {c: o.status for c, o in ended.result.outcomes.items()} == {Candidate("right"): "ok"}
+        assert ended.job.target.key == device_target(CPU).key
+    assert {site.versions for site in (first, second)} == {provenance()}
+    kept = store().plans()  # of the driver, who alone has a store
+    assert {p.candidate for p in kept} == {Candidate("right")}
+    assert len(kept) == 2 * len(problems)
     captured = capfd.readouterr()
     assert not captured.out
     assert not captured.err
 
 
-@NEEDS_RAY
-def test_the_command_line_with_an_address_and_no_noise(machines, tmp_path):
-    command = [sys.executable, "-m", "gristmill", "tune", "rms_norm", "--ray", machines.address]
-    command += ["-s", "x=4x64", "--device", "cpu", "--budget", "5"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "GRISTMILL_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "plan (eager): " in done.stdout
-    assert not done.stderr
+# --------------------------------------------------------------------------- behind an actor, here
 
 
-@NEEDS_RAY
-def test_a_machine_of_other_versions_is_left_out_and_with_all_of_them_it_is_an_error(
-    machines, few, monkeypatch
-):
-    asked = []
+class Ready:
+    """A method of an actor in this process: `remote` calls it, `get` has the answer."""
 
-    def first_is_older(there, ops):
-        asked.append(there)
-        older = {**there, "versions": {**there["versions"], "triton": "3.1.0"}}
-        return unlike(older if len(asked) != 2 else there, ops)
+    def __init__(self, method):
+        self._method = method
 
-    monkeypatch.setattr(cluster_module, "unlike", first_is_older)
-    said = []
-    with RayFleet(machines.address, ["twice"], "cpu", said.append) as sites:
-        assert len(sites) == 1
-        (line,) = said
-        assert "is left out: triton 3.1.0, here " in line
-        assert "Install the same there" in line
-        import ray
+    def remote(self, *args):
+        return self._method(*args)
 
-        # a GPU that nobody has
-        with pytest.raises(TuningError, match=r"of its 2 machines none offers a GPU"):
-            cluster_module._nodes(ray, "cuda", machines.address)
-        monkeypatch.setattr(cluster_module, "unlike", lambda there, ops: "torch 2.0, here 2.1")
-        with (
-            pytest.raises(TuningError, match=r"of its 2 machines none can be used \(.*torch 2\.0"),
-            RayFleet("auto", ["twice"], "cpu", said.append),
-        ):
+
+class Actors:
+    """What a site needs of Ray, with actors that are objects here."""
+
+    class exceptions:  # noqa: N801 (a module of Ray's)
+        class RayError(Exception):
             pass
-        assert ray.is_initialized()  # the connection that was there is left as it was
 
+        class GetTimeoutError(RayError):
+            pass
 
-@NEEDS_RAY
-def test_the_problem_of_a_machine_that_dies_goes_on_at_another(machines, few, monkeypatch):
-    said = []
-    with RayFleet(machines.address, ["twice"], "cpu", said.append) as sites:
-        (gone,) = [s for s in sites if s._child._name.endswith(machines.second.node_id[:6])] or (
-            sites[1],
+    def __init__(self):
+        self.placed = []
+
+    def place(self):
+        self.placed.append(WorkerHost())
+        host = self.placed[-1]
+        return SimpleNamespace(
+            host=host,
+            **{name: Ready(getattr(host, name)) for name in ("start", "ask", "hold", "stop")},
         )
-        hook = _armed(gone, monkeypatch, lambda: machines.remove_node(machines.second))
-        jobs = _jobs(sites[0].target, 16, 64, 256)
-        result = Fleet(sites, jobs, store(), Wishes(Budget(60.0)), NoLines(said.append)).run()
-        assert hook._kill is None
-    (other,) = {site.name for site in sites} - {gone.name}
-    assert {e.site for e in result.ended} == {other}
-    assert len(result.ended) == 3
-    assert all(not e.why and e.result.plans for e in result.ended)
-    assert any(line.startswith(f"{gone.name} lost its worker with ") for line in said)
+
+    def get(self, found, timeout):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def kill(self, actor):
+        actor.host.stop()
+
+
+@pytest.fixture
+def actors():
+    made = Actors()
+    yield made
+    for host in made.placed:
+        host.stop()
+
+
+def test_a_candidate_that_traps_behind_an_actor_is_a_row_and_the_actor_stays(actors, faulty):
+    child = RemoteChild(actors, "there/cpu", actors.place)
+    site = RemoteSite(child, "there/cpu", "cpu", lambda request: None)
+    facts = site.describe(["twice"])
+    assert not unlike(facts, ["twice"])
+    site.know(facts, beside=2)
+    assert site.target.key == device_target(CPU).key
+    assert site.jobs == max(1, settings.current().compile_jobs // 2)
+    site.open()
+    other = RemoteSite(RemoteChild(actors, "b", actors.place), "b", "cpu", lambda request: None)
+    other.know(facts, beside=2)
+    other._child._actor = actors.place()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gristmill.tuning.fleet.remote.LEASE_WAIT_S", 0.1)
+        with pytest.raises(TuningError, match="another process is measuring on b"):
+            other.open()
+    problem = load("twice").problem((torch.ones(64, 64),))
+    with site.measurer(problem, 0) as measurer:
+        outcome = measurer.measure(Candidate("traps"), None)
+        assert outcome.status == "crash"
+        assert "SIGSEGV" in outcome.reason
+        assert measurer.measure(Candidate("right"), None).ok
+    assert child._generation == 1
+    child.kill()
+    with site.measurer(problem, 0) as measurer, pytest.raises(WorkerLostError, match="was ended"):
+        measurer.measure(Candidate("right"), None)
+
+
+def _error_at(actors, monkeypatch, error, times):
+    """Have the next answers of actors be errors."""
+    get, left = actors.get, [error] * times
+    monkeypatch.setattr(actors, "get", lambda f, timeout: get(left.pop() if left else f, timeout))
+
+
+@pytest.fixture
+def quick(actors, monkeypatch):
+    """A child whose worker answers without being started."""
+    monkeypatch.setattr(WorkerHost, "start", lambda self: {"value": 1})
+    monkeypatch.setattr(
+        WorkerHost, "ask", lambda self, message, timeout: {"value": {"at": timeout}}
+    )
+    return RemoteChild(actors, "there", actors.place)
+
+
+def test_a_question_is_asked_again_of_another_actor_once(actors, quick, monkeypatch):
+    quick.start()
+    _error_at(actors, monkeypatch, actors.exceptions.RayError("The actor died."), 1)
+    assert quick.ask({"do": "measure"}, 5.0)["at"] > 5.0  # it begins anew
+    assert len(actors.placed) == 2
+    _error_at(actors, monkeypatch, actors.exceptions.RayError("The actor died."), 2)
+    with pytest.raises(WorkerLostError, match="there is gone: The actor died"):
+        quick.ask({"do": "measure"}, 5.0)
+
+
+def test_an_actor_that_does_not_answer_is_ended_and_the_candidate_timed_out(
+    actors, quick, monkeypatch
+):
+    quick.start()
+    _error_at(actors, monkeypatch, actors.exceptions.GetTimeoutError(), 1)
+    with pytest.raises(ChildTimedOut, match="no answer from there"):
+        quick.ask({"do": "measure"}, 5.0)
+    quick.start()
+    assert len(actors.placed) == 2
+
+
+def test_a_machine_of_other_versions_is_left_out_and_with_all_of_them_it_is_an_error(
+    monkeypatch,
+):
+    here = describe(CPU, ["rms_norm"])
+    older = {**here, "versions": {**here["versions"], "triton": "3.1.0"}}
+    said = []
+    fleet = RayFleet("head:6379", ["rms_norm"], None, said.append)
+
+    def asked(*facts):
+        found = []
+        for index, (name, one) in enumerate(facts):
+            future = Future()
+            if isinstance(one, Exception):
+                future.set_exception(one)
+            else:
+                future.set_result(one)
+            site = RemoteSite(RemoteChild(None, name, None), f"{name}/{index}", "cpu", None)
+            found.append((Node(name, name, 2), site, future))
+        return found
+
+    gone = TuningError("gristmill is not installed there, or another version")
+    sites = fleet._fitting(asked(("old", older), ("old", older), ("new", here), ("no", gone)), 3)
+    assert [site.name for site in sites] == ["new/2"]
+    assert len(said) == 2  # once a machine
+    assert said[0].startswith("old is left out: triton 3.1.0, here ")
+    assert said[0].endswith("Install the same there")
+    assert "gristmill is not installed there" in said[1]
+    with pytest.raises(TuningError, match=r"of its 1 machine none can be used \(old is left out"):
+        fleet._fitting(asked(("old", older)), 1)
+
+
+def test_a_cluster_without_the_kind_of_device_is_an_error():
+    node = {"Alive": True, "NodeID": "1" * 12, "NodeManagerHostname": "one", "Resources": {}}
+    with_gpus = {**node, "NodeID": "2" * 12, "Resources": {"GPU": 2.0}}
+    gone = {**with_gpus, "Alive": False}
+    ray = SimpleNamespace(nodes=lambda: [node, with_gpus, gone])
+    nodes, kind = cluster_module._nodes(ray, None, "head:1")
+    assert kind == "cuda"
+    assert [(n.name, n.devices) for n in nodes] == [("one", 2)]
+    nodes, kind = cluster_module._nodes(ray, "cpu", "head:1")
+    assert [(n.name, n.devices) for n in nodes] == [("one", 1), ("one-222222", 1)]
+    none = SimpleNamespace(nodes=lambda: [node, gone])
+    assert cluster_module._nodes(none, None, "head:1")[1] == "cpu"
+    with pytest.raises(TuningError, match=r"`ray` is 'head:1'; of its 1 machine none offers a GPU"):
+        cluster_module._nodes(none, "cuda", "head:1")
 
 
 # --------------------------------------------------------------------------------------- refusals
@@ -256,8 +363,6 @@ def test_a_worker_that_is_unlike_says_in_what():
     found = unlike(there, ["rms_norm"])
     assert f"torch 0, here {torch.__version__.partition('+')[0]}" in found
     assert "kernels" not in found
-    from gristmill.tuning.describe import describe
-
     here = describe(CPU, ["rms_norm", "no_such_op"])
     assert not unlike(here, ["rms_norm", "no_such_op"])
     here["sources"]["rms_norm"]["aten"] = "another"

@@ -174,8 +174,6 @@ def _keep(store, of, us):
     store.save_plan(plan, bucket.family(of.op.axes(of.problem)), dict(bucket.axes))
 
 
-
-
 def test_a_larger_problem_has_more_to_gain_and_one_that_is_called_more_often(store):
     gain = Expectations(store).gain
     small, large = job(64, width=4096), job(4096, width=4096)

@@ -8,14 +8,18 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # whoever holds a device by its name alone needs no torch (an actor)
+    import torch
 
 
 def device_identity(device: torch.device) -> str:
     """The device's name among all processes of the machine, whatever `CUDA_VISIBLE_DEVICES` is."""
     if device.type != "cuda":
         return device.type
+    import torch
+
     return str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
 
 

@@ -34,6 +34,7 @@ from gristmill.measure.isolation import (
     Lines,
     connect,
 )
+from gristmill.tuning.children import COMPILER
 from gristmill.tuning.peers import fitting
 from gristmill.tuning.trial import candidate_from_json, candidate_to_json
 
@@ -68,7 +69,7 @@ def compile_request(problem: Problem, target: Target, jobs: int) -> dict[str, An
 class CompilePool:
     """Compiles candidates of one problem in `jobs` processes. Use as a context manager."""
 
-    server = "gristmill.tuning.compiler"
+    server = COMPILER
 
     def __init__(self, problem: Problem, target: Target, jobs: int | None = None) -> None:
         self._child = Child(self.server)

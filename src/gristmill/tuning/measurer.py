@@ -19,10 +19,10 @@ from gristmill.core.registry import implementation
 from gristmill.errors import TuningError, WorkerLostError
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
 from gristmill.measure.roofline import Roofline
+from gristmill.tuning.children import WORKER
 from gristmill.tuning.timed import Effort
 from gristmill.tuning.trial import candidate_to_json
 
-WORKER = "gristmill.tuning.worker"
 COMPILED_TIMEOUT_FACTOR = (
     6.0  # Inductor builds C++ or many kernels; a Triton candidate comes compiled
 )

@@ -7,7 +7,8 @@ versions and sources have to be the driver's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -71,10 +72,10 @@ class RayFleet:
         stack.callback(waiters.shutdown, wait=False)
         asked: list[tuple[Node, RemoteSite, Future[dict[str, Any]]]] = []
         for node in nodes:
-            compiler = _compiler(ray, node)
-            stack.callback(ray.kill, compiler)
+            compilers = Compilers(ray, node)
+            stack.callback(compilers.stop)
             for index in range(node.devices):
-                site = _site(ray, node, index, kind, compiler)
+                site = _site(ray, node, index, kind, compilers)
                 stack.callback(site.close)  # ends the waiting too
                 asked.append((node, site, waiters.submit(site.describe, self._ops)))
         return self._fitting(asked, len(nodes))
@@ -141,14 +142,32 @@ def _options(ray: Any, node: Node, **options: Any) -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": there, **options}
 
 
-def _compiler(ray: Any, node: Node) -> Any:
-    """The compile actor of a machine; Ray starts it again if it dies, and asks it again."""
-    restarts = {"max_restarts": -1, "max_task_retries": -1}
-    options = _options(ray, node, max_concurrency=COMPILES, **restarts)
-    return ray.remote(CompileHost).options(**options).remote()
+class Compilers:
+    """The compile actor of a machine, placed when it is first asked (on CPUs nothing compiles). Ray
+    starts it again if it dies, and asks it again."""
+
+    def __init__(self, ray: Any, node: Node) -> None:
+        restarts = {"max_restarts": -1, "max_task_retries": -1}
+        options = _options(ray, node, max_concurrency=COMPILES, **restarts)
+        self._ray, self._placed = ray, ray.remote(CompileHost).options(**options)
+        self._lock = threading.Lock()
+        self._actor: Any = None
+
+    def submit(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Start a compile there."""
+        with self._lock:
+            if self._actor is None:
+                self._actor = self._placed.remote()
+            return self._actor.compile.remote(dict(request)).future()
+
+    def stop(self) -> None:
+        """End the actor, and its server with it."""
+        with self._lock:
+            if self._actor is not None:
+                self._ray.kill(self._actor)
 
 
-def _site(ray: Any, node: Node, index: int, kind: str, compiler: Any) -> RemoteSite:
+def _site(ray: Any, node: Node, index: int, kind: str, compilers: Compilers) -> RemoteSite:
     """A device of a machine. Its actor is placed anew by `RemoteChild`, which then has to hold the
     device again; Ray restarts it never."""
     gpu = kind == "cuda"
@@ -156,4 +175,4 @@ def _site(ray: Any, node: Node, index: int, kind: str, compiler: Any) -> RemoteS
     name = f"{node.name}/cuda:{index}" if gpu else f"{node.name}/cpu"
     # Ray shows an actor the one GPU that it gives it
     device = "cuda:0" if gpu else "cpu"
-    return RemoteSite(RemoteChild(ray, name, actor.remote), name, device, compiler)
+    return RemoteSite(RemoteChild(ray, name, actor.remote), name, device, compilers.submit)

@@ -1,15 +1,8 @@
-"""One compile server for all the devices of a machine.
-
-Devices of one target need each binary once, and the cores are the machine's, not a device's: a
-server for each run would start as many compilers as cores for every GPU.
-"""
+"""A run's candidates at a compile server that other runs use too."""
 
 from __future__ import annotations
 
 import queue
-import select
-import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -19,96 +12,11 @@ from typing_extensions import Self
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.target import Target
-from gristmill.measure.isolation import REASON_CHARS, Child, ChildDied, ChildTimedOut
-from gristmill.tuning.compiler import CompilePool, compile_request
+from gristmill.measure.isolation import REASON_CHARS
+from gristmill.tuning.compiler import compile_request
 from gristmill.tuning.trial import candidate_to_json
 
-ANSWER_S = 30.0  # for the rest of an answer that has begun
-POLL_S = 0.5
-
 Submit = Callable[[Mapping[str, Any]], "Future[dict[str, Any]]"]
-
-
-class CompileServer:
-    """The compile server's other end, for any number of threads. It starts with the first request,
-    and again after it has died; what it was asked until then fails with `ChildDied`."""
-
-    def __init__(self) -> None:
-        self._child = Child(CompilePool.server)
-        self._lock = threading.Lock()
-        self._futures: dict[int, Future[dict[str, Any]]] = {}
-        self._next = 0
-        self._closed = False
-        self._heard = time.monotonic()
-        self._patience_s = 0.0
-
-    def submit(self, request: Mapping[str, Any]) -> Future[dict[str, Any]]:
-        """Start a compile; the future gives the server's answer, or raises `ChildDied`."""
-        future: Future[dict[str, Any]] = Future()
-        with self._lock:
-            if self._closed:
-                future.set_exception(ChildDied("the compile server has ended"))
-                return future
-            try:
-                if not self._child.alive:
-                    self._fail("the compile server has ended")
-                    self._child.start()
-                    reader = threading.Thread(target=self._read, args=(self._child.started,))
-                    reader.daemon = True
-                    reader.start()
-                if not self._futures:
-                    self._heard = time.monotonic()
-                self._patience_s = max(self._patience_s, request["timeout_s"] + ANSWER_S)
-                self._next += 1
-                self._futures[self._next] = future
-                self._child.send({**request, "id": self._next})
-            except (ChildDied, ChildTimedOut) as error:
-                self._futures.pop(self._next, None)
-                self._fail(str(error))
-                future.set_exception(ChildDied(str(error)))
-        return future
-
-    def _overdue(self) -> bool:
-        return bool(self._futures) and time.monotonic() - self._heard > self._patience_s
-
-    def _fail(self, reason: str) -> None:
-        futures, self._futures = self._futures, {}
-        for future in futures.values():
-            future.set_exception(ChildDied(reason))
-
-    def _read(self, generation: int) -> None:
-        """Answer futures as the server answers, until it dies, is closed or replaced."""
-        child = self._child
-        while True:
-            try:
-                ready = select.select([child.fileno()], [], [], POLL_S)[0]
-            except (OSError, ValueError, AssertionError):  # its connection is closed
-                return
-            with self._lock:
-                if self._closed or child.started != generation:
-                    return
-                try:
-                    if not ready and self._overdue():
-                        child.kill()  # it kills late compiles itself: it hangs
-                    answers = [child.receive(ANSWER_S)] if ready else []
-                    while child.buffered:
-                        answers.append(child.receive(ANSWER_S))
-                except (ChildDied, ChildTimedOut) as error:
-                    self._fail(str(error))
-                    return
-                if answers:
-                    self._heard = time.monotonic()
-                futures = [(self._futures.pop(a["id"], None), a) for a in answers]
-            for future, answer in futures:
-                if future is not None:
-                    future.set_result(answer)
-
-    def close(self) -> None:
-        """End the server and whatever it compiles."""
-        with self._lock:
-            self._closed = True
-            self._child.stop()
-            self._fail("the compile server has ended")
 
 
 class SharedPool:

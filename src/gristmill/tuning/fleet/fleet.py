@@ -205,3 +205,6 @@ class Fleet:
             self._lines.say(f"{site.name} is left out: it has lost its worker {LOSSES} times")
         if not back:
             self._events.put(Ended(task.job, site.name, error=error))
+        if not out:  # a machine that is gone raises here, and takes no other problem
+            site.close()
+            site.open()

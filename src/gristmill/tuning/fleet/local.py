@@ -11,7 +11,8 @@ from gristmill import settings
 from gristmill.core.problem import Problem
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
-from gristmill.tuning.fleet.compiling import CompileServer, SharedPool
+from gristmill.tuning.fleet.compiling import SharedPool
+from gristmill.tuning.fleet.server import CompileServer
 from gristmill.tuning.sites import LocalSite
 
 LEASE_WAIT_S = 10.0  # for another tuner on the device; then the fleet does without it

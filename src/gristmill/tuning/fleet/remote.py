@@ -19,7 +19,7 @@ from gristmill.measure.isolation import (
     ChildTimedOut,
 )
 from gristmill.tuning.fleet.actors import Reply
-from gristmill.tuning.fleet.compiling import SharedPool
+from gristmill.tuning.fleet.compiling import SharedPool, Submit
 from gristmill.tuning.fleet.local import LEASE_WAIT_S
 from gristmill.tuning.measurer import FIRST_TIMEOUT_S, Measurer
 
@@ -167,9 +167,9 @@ class RemoteSite:
     versions = ""
     jobs = 1
 
-    def __init__(self, child: RemoteChild, name: str, device: str, compiler: Any) -> None:
-        """`compiler`: the actor that compiles on that machine."""
-        self.name, self._child, self._compiler = name, child, compiler
+    def __init__(self, child: RemoteChild, name: str, device: str, submit: Submit) -> None:
+        """`submit` has a candidate compiled on that machine."""
+        self.name, self._child, self._submit = name, child, submit
         self._device = torch.device(device)
         self._threads, self._every = torch.get_num_threads(), 1
 
@@ -203,11 +203,7 @@ class RemoteSite:
 
     def pool(self, problem: Problem) -> SharedPool:
         """Of its machine's compile server."""
-
-        def submit(request: Mapping[str, Any]) -> Any:
-            return self._compiler.compile.remote(dict(request)).future()
-
-        return SharedPool(submit, problem, self.target, self._every)
+        return SharedPool(self._submit, problem, self.target, self._every)
 
     def lease(self, wait_s: float) -> AbstractContextManager[bool]:
         """Held already."""
@@ -217,6 +213,7 @@ class RemoteSite:
     def open(self) -> None:
         """Hold the device, on its machine."""
         try:
+            self._child.start()
             mine = self._child.hold(self._identity)
         except (ChildDied, ChildTimedOut) as error:
             raise TuningError(str(error)) from error
