@@ -85,6 +85,14 @@ def test_a_device_that_is_done_takes_what_is_left_while_another_is_busy(log, pla
     assert [site for site, _ in ended] == ["quick"] * 3 + ["slow"]
 
 
+def test_two_problems_of_one_bucket_are_tuned_one_after_the_other(log, plans):
+    first, second = job(1000), job(1024)
+    assert first.op.bucket(first.problem) == second.op.bucket(second.problem)
+    result = run([FakeSite("a", log), FakeSite("b", log)], [first, second], plans)
+    assert [e.why for e in result.ended] == ["", ""]
+    assert len(log.by_problem()) == 2
+
+
 def test_devices_of_different_targets_tune_plans_of_their_own(log, plans):
     sites = [FakeSite("h", log, HOPPER), FakeSite("a", log, AMPERE)]
     jobs = [job(64, HOPPER), job(64, AMPERE), job(128, AMPERE)]

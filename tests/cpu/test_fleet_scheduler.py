@@ -43,6 +43,20 @@ def test_the_largest_gain_goes_first_and_a_site_that_is_done_takes_the_next():
     assert not queue.may_come("b")
 
 
+def test_what_cannot_run_beside_another_waits_for_it():
+    tasks = [Task(name, "x", 1.0, alone) for name, alone in (("p", "k"), ("q", "k"), ("r", ""))]
+    queue = Scheduler(tasks, {"p": 3.0, "q": 2.0, "r": 1.0}.__getitem__, Clock())
+    queue.join("a", "x")
+    queue.join("b", "x")
+    assert queue.take("a").job == "p"
+    assert queue.take("b").job == "r"
+    queue.done("b")
+    assert queue.take("b") is None
+    assert queue.may_come("b")
+    queue.done("a")
+    assert queue.take("b").job == "q"
+
+
 def test_gains_are_asked_anew_at_every_choice():
     gains = {"p": 5.0, "q": 4.0, "r": 3.0}
     queue = scheduler(gains)

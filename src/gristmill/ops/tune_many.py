@@ -110,6 +110,8 @@ def tune_workloads(
     for one in workloads:
         refuse_tuning(str(one.problem))
     refuse_now()
+    if not workloads:
+        return FleetResult()
     ops = sorted({one.problem.op for one in workloads})
 
     def ended(one: Ended) -> None:

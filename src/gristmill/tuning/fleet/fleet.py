@@ -18,7 +18,7 @@ from gristmill.tuning.budget import TuningResult
 from gristmill.tuning.fleet.gain import Expectations, Job
 from gristmill.tuning.fleet.halt import Halt
 from gristmill.tuning.fleet.lines import Lines, NoLines
-from gristmill.tuning.fleet.run import FleetSite, Wishes, tune_at
+from gristmill.tuning.fleet.run import FleetSite, Wishes, lease_of, tune_at
 from gristmill.tuning.fleet.scheduler import LOSSES, Scheduler, Task
 
 
@@ -72,7 +72,10 @@ class Fleet:
         self._lines: Lines = lines or NoLines()
         self._halt = Halt()
         self._count = len(jobs)
-        tasks = [Task(job, job.target.key, wishes.budget.seconds) for job in jobs]
+        tasks = [
+            Task(job, job.target.key, wishes.budget.seconds, lease_of(job, job.target))
+            for job in jobs
+        ]
         self._scheduler = Scheduler(tasks, Expectations(store).gain, clock)
         for site in self._sites:
             self._scheduler.join(site.name, site.target.key)
@@ -94,6 +97,7 @@ class Fleet:
         for thread in threads.values():
             thread.start()
         self._strand()
+        self._report(result)
         while threads or not self._events.empty():
             try:
                 event = self._events.get()

@@ -119,9 +119,9 @@ def _check(address: str) -> None:
 
 def _connect(ray: Any, address: str) -> None:
     """Join, or start a cluster of this machine."""
-    options = {"include_dashboard": False} if address == LOCAL else {"address": address}
+    options = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         text = " ".join(str(error).split())[:REASON_CHARS]
         raise TuningError(f"`ray` is {address!r}; no cluster is joined: {text} {ADVICE}") from error

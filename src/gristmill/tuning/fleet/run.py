@@ -10,6 +10,7 @@ import torch
 from gristmill.cache.store import PlanStore
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
+from gristmill.core.target import Target
 from gristmill.tuning.begin import adopt, lease_key
 from gristmill.tuning.budget import Budget, TuningResult
 from gristmill.tuning.fleet.gain import Job
@@ -123,6 +124,11 @@ class FleetRun(TuningRun):
         super()._race()
 
 
+def lease_of(job: Job, target: Target) -> str:
+    """What one run at a time has, in whatever process."""
+    return lease_key(job.op, job.op.bucket(job.problem), target)
+
+
 def tune_at(
     site: FleetSite, job: Job, store: PlanStore, wishes: Wishes, observer: Observer, halt: Halt
 ) -> TuningResult:
@@ -133,9 +139,8 @@ def tune_at(
             kept, and the next run goes on from there.
         TuningError: as for `TuningRun.run`.
     """
-    bucket, target = job.op.bucket(job.problem), site.target
-    with store.lease(lease_key(job.op, bucket, target)) as mine:
+    with store.lease(lease_of(job, site.target)) as mine:
         if not mine:
             return TuningResult(skipped="another process is tuning this very problem")
-        adopt(store, job.op.name, bucket.key, target.key)
+        adopt(store, job.op.name, job.op.bucket(job.problem).key, site.target.key)
         return FleetRun(job, site, store, wishes, observer, halt).run()

@@ -25,12 +25,14 @@ class Task(Generic[J]):
     Attributes:
         job: what it is. target: key of the target that it is for.
         budget_s: how long a run of it takes at the most, about.
+        alone: what one run at a time may have (two problems can share a bucket, and so a plan).
         losses: workers that were lost with it; `lost_on`: the sites that had them.
     """
 
     job: J
     target: str
     budget_s: float
+    alone: str = ""
     losses: int = 0
     lost_on: set[str] = field(default_factory=set)
 
@@ -65,15 +67,21 @@ class Scheduler(Generic[J]):
         self._sites[site] = _Station(target)
 
     def take(self, site: str) -> Task[J] | None:
-        """The task to run there now: of those that wait for its target the one of the largest gain;
-        one that was lost there is left to other sites as long as there are some."""
+        """The task to run there now: of those that wait for its target the one of the largest gain.
+
+        One that was lost there is left to other sites as long as there are some, and one that
+        cannot run beside another has to wait for it.
+        """
         station = self._sites[site]
         if not station.alive:
             return None
+        taken = {s.task.alone for s in self._sites.values() if s.task and s.task.alone}
         open_to_it = [
             task
             for task in self.waiting
-            if task.target == station.target and not self._left_to_others(task, site)
+            if task.target == station.target
+            and task.alone not in taken
+            and not self._left_to_others(task, site)
         ]
         if not open_to_it:
             return None
