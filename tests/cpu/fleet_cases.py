@@ -61,8 +61,8 @@ class FakeMeasurer(contextlib.AbstractContextManager):
     def __exit__(self, *exc):
         return None
 
-    def kill(self):
-        self._site.killed.set()
+    def kill(self, for_good=True):
+        (self._site.killed if for_good else self._site.dropped).set()
 
     def measure(self, candidate, best_us):
         self._site.before(self._site, self._problem, candidate)
@@ -103,7 +103,7 @@ class FakeSite:
 
     def __init__(self, name, log, target=HOPPER, before=lambda site, problem, candidate: None):
         self.name, self.log, self.target, self.before = name, log, target, before
-        self.killed = threading.Event()
+        self.killed, self.dropped = threading.Event(), threading.Event()
         self.refusal = ""
         self.state = "new"
 

@@ -13,7 +13,7 @@ from fleet_cases import AMPERE, HOPPER, WAIT_S, FakeSite, Log, job
 import gristmill as gm
 from gristmill import settings
 from gristmill.cache.store import PlanStore, store
-from gristmill.core.plan import INTERRUPTED
+from gristmill.core.plan import INTERRUPTED, Candidate
 from gristmill.core.registry import load
 from gristmill.errors import TuningError, WorkerLostError
 from gristmill.ops.tune_many import FleetInterrupted, tune_many
@@ -222,7 +222,8 @@ def test_control_c_ends_each_run_after_its_trial_and_keeps_everything(log, plans
     said = []
     result = Watched(sites, jobs, plans, WISHES, NoLines(said.append)).run()
     assert result.interrupted
-    assert said == ["ending after the trials in flight; Ctrl-C again ends them too"]
+    (line,) = said
+    assert line.startswith("ending: trials in flight have 3 s")
     assert len(result.ended) == 2  # the others never began
     assert len(log.entries) == 4
     for ended in result.ended:
@@ -231,6 +232,24 @@ def test_control_c_ends_each_run_after_its_trial_and_keeps_everything(log, plans
         assert plan.provenance == INTERRUPTED
         bucket = ended.job.op.bucket(ended.job.problem).key
         assert len(plans.measurements("rms_norm", bucket, HOPPER.key)) == 2
+
+
+def test_a_trial_that_takes_longer_is_dropped_and_what_leads_is_checked(log, plans, monkeypatch):
+    monkeypatch.setattr(fleet_module, "GRACE_S", 0.05)
+
+    def before(site, problem, candidate):
+        if log.entries:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert site.dropped.wait(WAIT_S)
+            raise KeyboardInterrupt  # as a measurer whose worker was killed
+
+    site = FakeSite("a", log, before=before)
+    result = run([site], [job(64), job(128)], plans)
+    (ended,) = result.ended
+    assert ended.result.interrupted
+    assert not site.killed.is_set()
+    assert plan_of(plans, ended.job).provenance == INTERRUPTED  # of the one that was measured
+    assert len(log.entries) == 1
 
 
 def test_a_second_control_c_kills_what_is_in_flight(log, plans):
@@ -295,6 +314,25 @@ def test_real_workers_of_two_devices_share_the_problems_and_crashes_are_rows(onl
         status = {c.implementation: o.status for c, o in ended.result.outcomes.items()}
         assert status == {"right": "ok", "traps": "crash", "garbage": "wrong"}
         assert ended.result.plans["eager"].candidate.implementation == "right"
+
+
+@pytest.mark.usefixtures("fresh_store")
+def test_a_worker_that_is_killed_from_another_thread_interrupts_whoever_waits(faulty):
+    problem = load("twice").problem((torch.ones(16, 16),))
+    with LocalFleet([torch.device("cpu")]) as (site,), site.measurer(problem, 0) as measurer:
+        right = measurer.measure(Candidate("right"), None)
+        for for_good in (False, True):
+            pid = measurer._child._process.pid
+            killer = threading.Timer(0.2, measurer.kill, (for_good,))
+            killer.start()
+            with pytest.raises(KeyboardInterrupt):
+                measurer.measure(Candidate("hangs"), None)
+            killer.join()
+            if not for_good:
+                assert measurer.measure(Candidate("right"), None).status == right.status == "ok"
+                assert measurer._child._process.pid != pid
+        with pytest.raises(KeyboardInterrupt):
+            measurer.measure(Candidate("right"), None)
 
 
 @pytest.mark.usefixtures("fresh_store")

@@ -26,7 +26,7 @@ from gristmill.core.provenance import provenance
 from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import MissingExtraError, TuningError, WorkerLostError
-from gristmill.measure.isolation import ChildTimedOut
+from gristmill.measure.isolation import ChildDied, ChildTimedOut
 from gristmill.ops.tune_many import Where, tune_workloads
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.describe import describe, unlike
@@ -240,9 +240,10 @@ def test_a_candidate_that_traps_behind_an_actor_is_a_row_and_the_actor_stays(act
         assert "SIGSEGV" in outcome.reason
         assert measurer.measure(Candidate("right"), None).ok
     assert child._generation == 1
-    child.kill()
-    with site.measurer(problem, 0) as measurer, pytest.raises(WorkerLostError, match="was ended"):
-        measurer.measure(Candidate("right"), None)
+    with site.measurer(problem, 0) as measurer:
+        measurer.kill()
+        with pytest.raises(KeyboardInterrupt):
+            measurer.measure(Candidate("right"), None)
 
 
 def _error_at(actors, monkeypatch, error, times):
@@ -269,6 +270,17 @@ def test_a_question_is_asked_again_of_another_actor_once(actors, quick, monkeypa
     _error_at(actors, monkeypatch, actors.exceptions.RayError("The actor died."), 2)
     with pytest.raises(WorkerLostError, match="there is gone: The actor died"):
         quick.ask({"do": "measure"}, 5.0)
+
+
+def test_an_actor_that_was_killed_on_purpose_is_not_asked_again(actors, quick, monkeypatch):
+    quick.start()
+    quick.kill()
+    _error_at(actors, monkeypatch, actors.exceptions.RayError("The actor died."), 1)
+    with pytest.raises(ChildDied, match="The actor died"):
+        quick.ask({"do": "measure"}, 5.0)
+    quick.start()  # to check what leads
+    assert quick.ask({"do": "verify"}, 5.0)
+    assert len(actors.placed) == 2
 
 
 def test_an_actor_that_does_not_answer_is_ended_and_the_candidate_timed_out(

@@ -100,7 +100,7 @@ class Measurer:
         if effort is not None:
             self._base["effort"] = asdict(effort)
         self._served: Any = 0
-        self._killed = False
+        self._interrupted = self._killed = False
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
         """The outcome of one candidate, whatever it does to the worker.
@@ -175,7 +175,8 @@ class Measurer:
         except ChildTimedOut as error:
             return Outcome("timeout", str(error))
         except ChildDied as error:
-            if self._killed:
+            if self._interrupted:
+                self._interrupted = False
                 raise KeyboardInterrupt from error
             return Outcome("crash", str(error))
         if "error" in answer:
@@ -184,9 +185,11 @@ class Measurer:
             self._child.stop()
         return answer
 
-    def kill(self) -> None:
-        """End the worker, from any thread: whoever waits for its answer is interrupted."""
-        self._killed = True
+    def kill(self, for_good: bool = True) -> None:
+        """End the worker, from any thread: whoever waits for its answer is interrupted. `for_good`:
+        whoever asks it later too."""
+        self._interrupted = True
+        self._killed = self._killed or for_good
         self._child.kill()
 
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:

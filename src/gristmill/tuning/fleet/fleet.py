@@ -16,10 +16,12 @@ from gristmill.cache.store import PlanStore
 from gristmill.errors import GristmillError, TuningError, WorkerLostError
 from gristmill.tuning.budget import TuningResult
 from gristmill.tuning.fleet.gain import Expectations, Job
-from gristmill.tuning.fleet.halt import Halt
+from gristmill.tuning.fleet.halt import ASKED, DROPPED, KILLED, Halt
 from gristmill.tuning.fleet.lines import Lines, NoLines
 from gristmill.tuning.fleet.run import FleetSite, Wishes, lease_of, tune_at
 from gristmill.tuning.fleet.scheduler import LOSSES, Scheduler, Task
+
+GRACE_S = 3.0  # for a trial in flight, after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Fleet:
         self._sites, self._store, self._wishes = list(sites), store, wishes
         self._lines: Lines = lines or NoLines()
         self._halt = Halt()
+        self._timer: threading.Timer | None = None
         self._count = len(jobs)
         tasks = [
             Task(job, job.target.key, wishes.budget.seconds, lease_of(job, job.target))
@@ -85,8 +88,9 @@ class Fleet:
     def run(self, tell: Tell = lambda ended: None) -> FleetResult:
         """Tune everything; `tell` hears of each problem when it has ended, in this thread.
 
-        Ctrl-C ends each run after the trial that it has in flight, a second one at once. Either way
-        what was measured is kept, and the best of what is right on every value variant is the plan.
+        Ctrl-C ends each run after the trial that it has in flight, or without it after `GRACE_S`;
+        then what leads is checked, and the best of what is right on every value variant is the
+        plan. A second one ends that too. What was measured is kept.
         """
         result = FleetResult()
         threads = {
@@ -114,6 +118,8 @@ class Fleet:
             except BaseException as error:  # noqa: BLE001 - raised once nothing runs any more
                 failure = failure or error
                 self._end()
+        if self._timer is not None:
+            self._timer.cancel()
         self._lines.close()
         if failure is not None:
             raise failure
@@ -121,14 +127,20 @@ class Fleet:
 
     def _interrupt(self, result: FleetResult) -> None:
         if result.interrupted:
-            self._halt.kill()
+            self._halt.ask(KILLED)
         else:
             result.interrupted = True
             self._end()
-            self._lines.say("ending after the trials in flight; Ctrl-C again ends them too")
+            self._timer = threading.Timer(GRACE_S, self._halt.ask, (DROPPED,))
+            self._timer.daemon = True
+            self._timer.start()
+            self._lines.say(
+                f"ending: trials in flight have {GRACE_S:g} s, then what leads is checked; Ctrl-C "
+                "again ends all at once"
+            )
 
     def _end(self) -> None:
-        self._halt.ask()
+        self._halt.ask(ASKED)
         with self._changed:  # for sites that wait for a task
             self._changed.notify_all()
 

@@ -6,9 +6,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+ASKED = 1  # after the trial in flight
+DROPPED = 2  # without it: its worker is killed, and another checks what leads
+KILLED = 3  # at once
+
 
 class Halt:
-    """Ends runs: first after the trial that each has in flight, then at once.
+    """Ends runs: first after the trial that each has in flight, then without it, then at once.
 
     Ctrl-C reaches the main thread alone; each run of another thread looks here and raises the
     `KeyboardInterrupt` itself, and ends as a run of the main thread does.
@@ -16,9 +20,13 @@ class Halt:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.asked = self.killed = False
-        self._on_ask: list[Callable[[], None]] = []
-        self._on_kill: list[Callable[[], None]] = []
+        self._level = 0
+        self._told: list[Callable[[int], None]] = []
+
+    @property
+    def asked(self) -> bool:
+        """Whether runs are to end."""
+        return self._level >= ASKED
 
     def check(self) -> None:
         """Raise `KeyboardInterrupt` where the end was asked for."""
@@ -26,37 +34,24 @@ class Halt:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
-    def telling(self, on_ask: Callable[[], None], on_kill: Callable[[], None]) -> Iterator[None]:
-        """Have these called, from whatever thread, when the end is asked for in the block (or was
-        before it)."""
+    def telling(self, tell: Callable[[int], None]) -> Iterator[None]:
+        """Have this called with how soon to end, from whatever thread asks for it in the block; at
+        once where that was before."""
         with self._lock:
-            self._on_ask.append(on_ask)
-            self._on_kill.append(on_kill)
-            asked, killed = self.asked, self.killed
+            self._told.append(tell)
+            level = self._level
         try:
-            if asked:
-                on_ask()
-            if killed:
-                on_kill()
+            if level:
+                tell(level)
             yield
         finally:
             with self._lock:
-                self._on_ask.remove(on_ask)
-                self._on_kill.remove(on_kill)
+                self._told.remove(tell)
 
-    def ask(self) -> None:
-        """End after the trials in flight."""
+    def ask(self, level: int) -> None:
+        """End: `ASKED`, `DROPPED` or `KILLED`."""
         with self._lock:
-            self.asked = True
-            told = list(self._on_ask)
+            self._level = max(self._level, level)
+            told = list(self._told)
         for tell in told:
-            tell()
-
-    def kill(self) -> None:
-        """End now: workers are killed with what they try."""
-        self.ask()
-        with self._lock:
-            self.killed = True
-            told = list(self._on_kill)
-        for tell in told:
-            tell()
+            tell(level)

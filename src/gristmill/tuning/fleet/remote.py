@@ -42,7 +42,7 @@ class RemoteChild:
         self._ray, self._name, self._place = ray, name, place
         self._actor: Any = None
         self._generation = 0
-        self._killed = False
+        self._dropped = False
         self.identity = ""  # of the device, once it is held
         self.started: Any = None  # tells one worker from the next
 
@@ -52,8 +52,6 @@ class RemoteChild:
         Raises:
             ChildDied, ChildTimedOut: the cluster gives no actor; its worker does not start.
         """
-        if self._killed:
-            raise ChildDied(f"{self._name} was ended")
         if self._actor is None:
             self._actor = self._place()
             self._generation += 1
@@ -77,7 +75,8 @@ class RemoteChild:
         try:
             return self._ask(message, timeout_s)
         except ActorLost:
-            if self._killed:
+            if self._dropped:
+                self._dropped = False
                 raise
         try:
             self.start()
@@ -106,8 +105,9 @@ class RemoteChild:
             raise ActorLost(why_lost(error)) from error
 
     def kill(self) -> None:
-        """End the actor and its worker for good, from any thread."""
-        self._killed = True
+        """End the actor and its worker, from any thread: the question that it has is not asked
+        again."""
+        self._dropped = True
         actor = self._actor
         if actor is not None:
             self._ray.kill(actor)

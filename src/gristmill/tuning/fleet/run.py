@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +16,7 @@ from gristmill.core.target import Target
 from gristmill.tuning.begin import adopt, lease_key
 from gristmill.tuning.budget import Budget, TuningResult
 from gristmill.tuning.fleet.gain import Job
-from gristmill.tuning.fleet.halt import Halt
+from gristmill.tuning.fleet.halt import DROPPED, KILLED, Halt
 from gristmill.tuning.progress import Observer
 from gristmill.tuning.runner import TuningRun
 from gristmill.tuning.sites import Site
@@ -25,7 +27,7 @@ from gristmill.tuning.subject import Compiles, Measures
 class KillableMeasures(Measures, Protocol):
     """A measurer that another thread can end."""
 
-    def kill(self) -> None: ...
+    def kill(self, for_good: bool = True) -> None: ...
 
 
 class InterruptibleCompiles(Compiles, Protocol):
@@ -75,6 +77,7 @@ class FleetRun(TuningRun):
         halt: Halt,
     ) -> None:
         self._place, self._halt = site, halt
+        self._trying = False
         self._made: list[KillableMeasures] = []
         self._pools: list[InterruptibleCompiles] = []
         super().__init__(
@@ -104,24 +107,37 @@ class FleetRun(TuningRun):
 
     def run(self) -> TuningResult:
         """As any run; the end of its fleet is its Ctrl-C."""
-        with self._halt.telling(self._wake, self._kill):
+        with self._halt.telling(self._end):
             return super().run()
+
+    def _end(self, level: int) -> None:
+        self._wake()
+        for measurer in self._made:
+            if level == KILLED or (level == DROPPED and self._trying):
+                measurer.kill(for_good=level == KILLED)
 
     def _wake(self) -> None:
         for pool in self._pools:
             pool.interrupt()
 
-    def _kill(self) -> None:
-        for measurer in self._made:
-            measurer.kill()
-
     def _measure(self, candidate: Candidate, compiled: Outcome | None = None) -> None:
         self._halt.check()
-        super()._measure(candidate, compiled)
+        with self._trial():
+            super()._measure(candidate, compiled)
 
     def _race(self) -> None:
         self._halt.check()
-        super()._race()
+        with self._trial():
+            super()._race()
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        """What may be dropped; checking what leads may not."""
+        self._trying = True
+        try:
+            yield
+        finally:
+            self._trying = False
 
 
 def lease_of(job: Job, target: Target) -> str:
