@@ -6,10 +6,12 @@ through the one store of this process, so nothing on another machine writes plan
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gristmill.cache.store import PlanStore
@@ -97,12 +99,23 @@ class Fleet:
             site.name: threading.Thread(target=self._serve, args=(site,), daemon=True)
             for site in self._sites
         }
+        try:
+            with self._listening():
+                for thread in threads.values():
+                    thread.start()
+                self._strand()
+                self._report(result)
+                self._hear(set(threads), result, tell)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._lines.close()
+        return result
+
+    def _hear(self, serving: set[str], result: FleetResult, tell: Tell) -> None:
+        """Take events until nothing runs any more; a fault is raised then."""
         failure: BaseException | None = None
-        for thread in threads.values():
-            thread.start()
-        self._strand()
-        self._report(result)
-        while threads or not self._events.empty():
+        while serving:
             try:
                 event = self._events.get()
                 if isinstance(event, Ended):
@@ -110,20 +123,30 @@ class Fleet:
                     self._report(result)
                     tell(event)
                 elif isinstance(event, str):
-                    threads.pop(event)
+                    serving.remove(event)
                 else:
                     raise event
             except KeyboardInterrupt:
                 self._interrupt(result)
-            except BaseException as error:  # noqa: BLE001 - raised once nothing runs any more
+            except BaseException as error:  # noqa: BLE001 - see above
                 failure = failure or error
                 self._end()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._lines.close()
         if failure is not None:
             raise failure
-        return result
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Ctrl-C as an event among the others: as an exception it could come between taking one and
+        acting on it. A handler of the user's own stays."""
+        main = threading.current_thread() is threading.main_thread()
+        if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, lambda number, frame: self._events.put(KeyboardInterrupt()))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _interrupt(self, result: FleetResult) -> None:
         if result.interrupted:
