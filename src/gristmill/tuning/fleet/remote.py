@@ -52,10 +52,20 @@ class RemoteChild:
         Raises:
             ChildDied, ChildTimedOut: the cluster gives no actor; its worker does not start.
         """
+        placed_before = self._actor is not None
+        try:
+            self._start()
+        except ActorLost:
+            if not placed_before:
+                raise
+            self._start()  # it died since the last question
+
+    def _start(self) -> None:
         if self._actor is None:
             self._actor = self._place()
             self._generation += 1
             if self.identity and not self.hold(self.identity):
+                self.stop()
                 raise ChildDied(f"another process is measuring on {self._name}")
         self.started = (self._generation, _value(self._call("start", 2 * START_TIMEOUT_S)))
 
