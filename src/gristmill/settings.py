@@ -45,6 +45,8 @@ class Settings:
         store: whether the plan store is one SQLite file (`database`) or a folder of immutable
             shards (`shards`), which needs neither locks nor shared memory
             (`GRISTMILL_STORE=auto|database|shards`; default: `shards` on network file systems).
+        native: whether calls go through a C module, which is compiled at its first use where there
+            is a compiler (`GRISTMILL_NATIVE=0|1`).
         interpret: Triton kernels run in Triton's interpreter (`TRITON_INTERPRET=1`), so on CPU
             tensors too.
     """
@@ -59,6 +61,7 @@ class Settings:
     compile_jobs: int = 1
     progress: bool | None = None
     store: StorePolicy = "auto"
+    native: bool = True
     interpret: bool = False
 
     @classmethod
@@ -78,6 +81,7 @@ class Settings:
             compile_jobs=_count(env, "GRISTMILL_COMPILE_JOBS", min(16, _cores())),
             progress=_switch("GRISTMILL_PROGRESS", progress),
             store=_one_of(env, "GRISTMILL_STORE", "auto", StorePolicy),
+            native=_switch("GRISTMILL_NATIVE", env.get("GRISTMILL_NATIVE")) is not False,
             interpret=env.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"),
         )
 

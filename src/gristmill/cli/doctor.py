@@ -35,6 +35,7 @@ from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementations, load, op_names
 from gristmill.core.target import Target, device_target, named_target
 from gristmill.errors import FrozenError, GristmillError, InvalidInputError, PackError
+from gristmill.native.calls import calls, why_not
 from gristmill.tuning.compiler import compile_candidate
 from gristmill.tuning.measurer import Measurer
 
@@ -113,8 +114,19 @@ def _active_checks(device: torch.device, target: Target) -> list[tuple[str, Call
     return [
         ("compiler", lambda: _compiler(compiled_for)),
         ("C++ compiler", _cxx),
+        ("bound calls", _calls),
         ("worker", lambda: _worker(device, target)),
     ]
+
+
+def _calls() -> Check:
+    module = calls()
+    if module is not None:
+        return Check("bound calls", "ok", f"in C, {module.__file__}")
+    advice = (
+        "Calls go through Python, a microsecond slower. Install a C compiler and Python's headers."
+    )
+    return Check("bound calls", "warn", why_not(), advice)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:

@@ -12,17 +12,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from gristmill.compile.bound import BoundCall, bind
+from gristmill.compile.bound import BoundCall, bind, native
 from gristmill.core.implementation import PLAIN_TYPES, Implementation
 from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
 from gristmill.core.registry import implementation, load, op_names
 from gristmill.core.target import device_target
-from gristmill.ops._generate import (
-    direct_function,
-    key_function,
-    values_function,
-)
+from gristmill.native.calls import calls
+from gristmill.ops._generate import direct_function, key_function, values_function
 from gristmill.ops._key import NO_KEY, is_plain
 from gristmill.ops._library import register_op
 from gristmill.selection.select import prior_plan, select
@@ -53,7 +50,10 @@ class Dispatcher:
         self._turn = 0  # how often plans have changed
         self._lock = threading.Lock()
         self.overload = registered(op)
-        self.direct = direct_function(op, self.overload, self.bound.get, self.slow)
+        self._tables = _tables()
+        self.direct = direct_function(
+            op, self.overload, self.bound.get, self.slow, self._tables.get("direct")
+        )
 
     # Generated when they are needed: a bound operator whose calls are all plain needs neither.
     @cached_property
@@ -64,7 +64,9 @@ class Dispatcher:
     @cached_property
     def values(self) -> Callable[..., Any]:
         """What the registered op runs on a device."""
-        return values_function(self.op, self.bound.get, self.slow_values)
+        return values_function(
+            self.op, self.bound.get, self.slow_values, self._tables.get("values")
+        )
 
     def __call__(self, *args: Any) -> Any:
         """As `direct`."""
@@ -99,7 +101,7 @@ class Dispatcher:
         target = device_target(self.op.device(values))
         plan = select(self.op, self.op.problem(values), target, self.objective)
         call = self.call_of(plan, values)
-        self.remember(key, call, turn)
+        self.remember(key, call, turn, values)
         return call(*values)
 
     def call_of(self, plan: Plan, values: tuple[Any, ...]) -> BoundCall:
@@ -145,22 +147,36 @@ class Dispatcher:
     def _bind(self, candidate: Candidate, values: tuple[Any, ...]) -> BoundCall:
         return bind(self._implementation(candidate), candidate.config, values)
 
-    def remember(self, key: tuple[Any, ...], call: BoundCall, turn: int | None = None) -> None:
+    def remember(
+        self,
+        key: tuple[Any, ...],
+        call: BoundCall,
+        turn: int | None = None,
+        values: tuple[Any, ...] | None = None,
+    ) -> None:
         """Use `call` for this call key from now on; unless plans have changed since the `turn` that
-        it is of (default: it is of no plan)."""
+        it is of (default: it is of no plan). `values`: arguments that have the key, where nothing
+        but values is asked for."""
         with self._lock:
             if turn not in (None, self._turn):
                 return
             if len(self.bound) >= MAX_BOUND:  # the oldest eighth: never all calls at once
                 for old in list(islice(self.bound, MAX_BOUND // 8)):
                     del self.bound[old]
+                for table in self._tables.values():
+                    table.drop(MAX_BOUND // 8)
             self.bound[key] = call
+            if values is not None:
+                for table in self._tables.values():
+                    table.add(values, native(call))
 
     def forget(self) -> None:
         """Drop every bound call: plans have changed."""
         with self._lock:
             self._turn += 1
             self.bound.clear()
+            for table in self._tables.values():
+                table.clear()
 
     def is_native(self, plan: Plan) -> bool:
         """Whether the plan's choice is a plain call of torch's."""
@@ -168,6 +184,15 @@ class Dispatcher:
 
     def _implementation(self, candidate: Candidate) -> Implementation:
         return implementation(self.op.name, candidate.implementation)
+
+
+def _tables() -> dict[str, Any]:
+    """What is bound, for the C module: of plain calls, and of calls that ask for values whatever
+    the mode around them. Empty without the module."""
+    module = calls()
+    if module is None:
+        return {}
+    return {"direct": module.Table(), "values": module.Table(checked=False)}
 
 
 _dispatchers: dict[tuple[str, Objective], Dispatcher] = {}

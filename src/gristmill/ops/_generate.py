@@ -12,14 +12,28 @@ from typing import Any
 
 from gristmill.core.op import Op
 from gristmill.errors import RegistrationError
+from gristmill.native.calls import calls
 from gristmill.ops._key import PLAIN, SCOPE, call_key, problem_key, values_key
 
+# What the C module has bound runs before a key is made in Python; `MISS`: it has no such call.
+FAST_VALUES = """
+    done = {fast}({names})
+    if done is not MISS:
+        return done
+"""
+FAST = """
+    if forward_ad._current_level < 0:
+        done = {fast}({names})
+        if done is not MISS:
+            return done
+"""
 # Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call. The
 # level of forward mode is known while Dynamo traces alone: what it compiles does not set it.
 DIRECT = """
 def {op}({signature}):
     if compiling():
         return overload({names}) if forward_ad._current_level < 0 else reference({names})
+{fast_path}
     try:
         call = lookup({call_key}) if {plain} else None
     except NO_KEY:
@@ -28,6 +42,7 @@ def {op}({signature}):
 """
 VALUES = """
 def {op}({signature}):
+{fast_path}
     call = lookup({values_key})
     return slow(({names},)) if call is None else call({names})
 """
@@ -35,6 +50,7 @@ BOUND = """
 def __call__(self, {signature}):
     if compiling():
         return overload({names}) if forward_ad._current_level < 0 else reference({names})
+{fast_path}
     try:
         fits = {fits} == self._call_key
     except NO_KEY:
@@ -42,7 +58,10 @@ def __call__(self, {signature}):
     return self._call({names}) if fits else direct({names})
 """
 # What the templates name, beside `SCOPE`: no argument can.
-TAKEN = {"call", "defaults", "direct", "fits", "lookup", "overload", "reference", "self", "slow"}
+TAKEN = {
+    "MISS", "call", "defaults", "direct", "done", "fast", "fits", "lookup", "overload", "reference",
+    "self", "slow",
+}  # fmt: skip
 FACTS = """
 def facts({signature}):
     return {facts}
@@ -50,17 +69,19 @@ def facts({signature}):
 
 
 def direct_function(
-    op: Op, overload: Any, lookup: Callable[..., Any], slow: Callable[..., Any]
+    op: Op, overload: Any, lookup: Callable[..., Any], slow: Callable[..., Any], table: Any
 ) -> Callable[..., Any]:
-    """The op's public call: a plain call whose key is bound runs that, any other goes to `slow`."""
-    return _make(DIRECT, op, overload=overload, lookup=lookup, slow=slow)
+    """The op's public call: a plain call whose key is bound runs that, any other goes to `slow`.
+    `table`: of the C module, what is bound; `None` without one."""
+    known = {"overload": overload, "lookup": lookup, "slow": slow}
+    return _make(DIRECT, op, **_fast(op, FAST, "fast", table), **known)
 
 
 def values_function(
-    op: Op, lookup: Callable[..., Any], slow: Callable[..., Any]
+    op: Op, lookup: Callable[..., Any], slow: Callable[..., Any], table: Any
 ) -> Callable[..., Any]:
     """What the registered op runs on a device, where gradients and modes are dealt with."""
-    return _make(VALUES, op, lookup=lookup, slow=slow)
+    return _make(VALUES, op, **_fast(op, FAST_VALUES, "fast", table), lookup=lookup, slow=slow)
 
 
 def bound_function(
@@ -70,7 +91,16 @@ def bound_function(
     the direct call. `native`: it is bound to a call of torch's own, which takes whatever has the
     problem's shape, in any mode."""
     fits = problem_key(op) if native else f"({PLAIN}) and {call_key(op)}"
-    return _make(BOUND, op, fits=fits, overload=overload, direct=direct)
+    fast = _fast(op, FAST, "self._table", calls())
+    return _make(BOUND, op, **fast, fits=fits, overload=overload, direct=direct)
+
+
+def _fast(op: Op, template: str, name: str, table: Any) -> dict[str, Any]:
+    """The way through a table of the C module: its text, and what that names."""
+    if table is None:
+        return {"fast_path": ""}
+    text = template.format(fast=name, names=", ".join(op.names)).strip("\n")
+    return {"fast_path": text, "fast": table, "MISS": calls().MISS}
 
 
 @functools.cache

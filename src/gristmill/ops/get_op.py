@@ -11,7 +11,7 @@ import torch
 
 from gristmill import settings, tuning
 from gristmill.cache.store import store
-from gristmill.compile.bound import BoundCall
+from gristmill.compile.bound import BoundCall, native
 from gristmill.core.config import Config
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, OBJECTIVES, Objective, Plan
@@ -19,6 +19,7 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import load
 from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
+from gristmill.native.calls import calls
 from gristmill.ops._dispatch import Dispatcher, dispatcher, forget
 from gristmill.ops._generate import bound_function, key_function
 from gristmill.ops.agree import Asked, agreed_plan
@@ -43,6 +44,7 @@ class BoundOp:
         "_call_key",
         "_device",
         "_dispatch",
+        "_table",
         "op",
         "plan",
         "problem",
@@ -57,6 +59,8 @@ class BoundOp:
         with torch.no_grad():  # the key of a call that needs no gradient: others take another path
             self._call_key = key(*values)
         self._call: BoundCall = self._first_call
+        module = calls()
+        self._table = None if module is None else module.Table()
 
     @property
     def implementation(self) -> str:
@@ -78,13 +82,17 @@ class BoundOp:
 
     def preload(self) -> BoundOp:
         """Load the kernel now, not at the first call (before a CUDA-graph capture, say)."""
-        values = self.problem.empty(self._device)
-        self._call = self._dispatch.call_of(self.plan, values)
+        self._bind(self.problem.empty(self._device))
         return self
 
     def _first_call(self, *values: Any) -> Any:
-        self._call = self._dispatch.call_of(self.plan, values)
-        return self._call(*values)
+        return self._bind(values)(*values)
+
+    def _bind(self, values: tuple[Any, ...]) -> BoundCall:
+        self._call = call = self._dispatch.call_of(self.plan, values)
+        if self._table is not None:
+            self._table.add(values, native(call))
+        return call
 
     def __deepcopy__(self, memo: Any) -> BoundOp:
         return self  # there is nothing in it that a copy could change
