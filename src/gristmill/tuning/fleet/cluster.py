@@ -83,25 +83,26 @@ class RayFleet:
     def _fitting(
         self, asked: Sequence[tuple[Node, RemoteSite, Future[dict[str, Any]]]], nodes: int
     ) -> list[RemoteSite]:
-        """The sites that can work for this process; of a machine that cannot, it is said once."""
+        """The sites that can work for this process; why others of a machine cannot is said once."""
         sites: list[RemoteSite] = []
-        refused: dict[str, str] = {}
+        refused: dict[tuple[str, str], str] = {}
         for node, site, future in asked:
+            who = site.name
             try:
                 facts = future.result()
                 why = unlike(facts, self._ops)
                 if why:
-                    why += ". Install the same there"
+                    who, why = node.name, f"{why}. Install the same there"
             except TuningError as error:
                 facts, why = {}, str(error)
-            if why:
-                site.close()
-                if node.identifier not in refused:
-                    refused[node.identifier] = f"{node.name} is left out: {why}"
-                    self._say(refused[node.identifier])
-            else:
+            if not why:
                 site.know(facts, node.devices)
                 sites.append(site)
+                continue
+            site.close()
+            if (node.identifier, why) not in refused:
+                refused[node.identifier, why] = f"{who} is left out: {why}"
+                self._say(refused[node.identifier, why])
         if not sites:
             raise TuningError(
                 f"`ray` is {self.address!r}; of its {counted(nodes, 'machine')} none can be used "

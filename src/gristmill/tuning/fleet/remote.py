@@ -23,6 +23,7 @@ from gristmill.tuning.fleet.compiling import SharedPool, Submit
 from gristmill.tuning.fleet.local import LEASE_WAIT_S
 from gristmill.tuning.measurer import FIRST_TIMEOUT_S, Measurer
 
+PLACE_S = 30.0  # for the cluster to give an actor its device
 NETWORK_S = 15.0  # on top of what a worker may take, for its answer to get here
 
 
@@ -67,7 +68,7 @@ class RemoteChild:
             if self.identity and not self.hold(self.identity):
                 self.stop()
                 raise ChildDied(f"another process is measuring on {self._name}")
-        self.started = (self._generation, _value(self._call("start", 2 * START_TIMEOUT_S)))
+        self.started = (self._generation, _value(self._call("start", START_TIMEOUT_S + PLACE_S)))
 
     def hold(self, identity: str) -> bool:
         """Hold the device of this name among the tuners of its machine, now and in what replaces
