@@ -24,6 +24,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from typing_extensions import Self
 
+from gristmill import settings
 from gristmill.aot import abi
 from gristmill.aot.manifest import Argument, Parameter, Usage
 from gristmill.aot.request import compile_arguments
@@ -31,6 +32,7 @@ from gristmill.compile.executor import EXECUTOR, Binary, triton_target
 from gristmill.core.target import Target, compile_target
 from gristmill.errors import CompileError
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, connect
+from gristmill.measure.memory import GB
 from gristmill.record import record
 from gristmill.tuners.travel import unpack
 from gristmill.tuning.compiler import Server
@@ -134,7 +136,8 @@ class Compiler:
         told: Callable[[int, Answer], None],
     ) -> None:
         """Send what waits, a few ahead of the answers, and take each out as it ends."""
-        base = {"folder": str(folder), "jobs": self._jobs, "timeout_s": self._timeout_s}
+        limits = {"timeout_s": self._timeout_s, "growth_bytes": settings.current().growth_gb * GB}
+        base = {"folder": str(folder), "jobs": self._jobs, **limits}
         unasked = iter(list(waiting.items()))
         for index, asked in itertools.islice(unasked, self._jobs + AHEAD):
             self._child.send({**base, "id": index, "request": asked})
