@@ -129,3 +129,18 @@ def only(monkeypatch, faulty):
         )
 
     return keep
+
+
+@pytest.fixture
+def run(fresh_store):
+    """Run the command line in this process, with a plan store of its own."""
+    from typer.testing import CliRunner
+
+    from gristmill.cli.app import app
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "140"})
+        assert result.exit_code == code, (result.output, result.exception)
+        return result
+
+    return run

@@ -8,9 +8,7 @@ import json
 import pytest
 import torch
 from fleet_cases import FakeSite, Log
-from typer.testing import CliRunner
 
-from gristmill.cli.app import app
 from gristmill.cli.fleet import problems_of, where_to
 from gristmill.core.registry import op_names
 from gristmill.errors import InvalidInputError, TuningError
@@ -19,18 +17,6 @@ from gristmill.tuning.fleet.run import tune_at
 
 TWO = ("rms_norm", "-w", "llama3-8b-m1", "-w", "llama3-8b-m512")
 NONE = (None, None, None)
-
-
-@pytest.fixture
-def run(fresh_store):
-    """Run the command line in this process, with a plan store of its own."""
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "140"})
-        assert result.exit_code == code, (result.output, result.exception)
-        return result
-
-    return run
 
 
 @pytest.fixture
