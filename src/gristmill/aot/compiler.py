@@ -136,8 +136,8 @@ class Compiler:
         told: Callable[[int, Answer], None],
     ) -> None:
         """Send what waits, a few ahead of the answers, and take each out as it ends."""
-        limits = {"timeout_s": self._timeout_s, "growth_bytes": settings.current().growth_gb * GB}
-        base = {"folder": str(folder), "jobs": self._jobs, **limits}
+        base = {"folder": str(folder), "jobs": self._jobs, "timeout_s": self._timeout_s}
+        base["growth_bytes"] = settings.current().growth_gb * GB
         unasked = iter(list(waiting.items()))
         for index, asked in itertools.islice(unasked, self._jobs + AHEAD):
             self._child.send({**base, "id": index, "request": asked})
