@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from folders import PLUGINS, USERS
+
 # No test, nor a process that it starts, may see or change the user's plans. Set before gristmill
 # reads its environment, that is before any test module is imported.
-PLUGINS = Path(__file__).parent / "plugins"
 SCRATCH = Path(tempfile.mkdtemp(prefix="gristmill-tests-"))
 os.environ["GRISTMILL_CACHE_DIR"] = str(SCRATCH / "cache")
 os.environ["GRISTMILL_PACK_DIR"] = str(SCRATCH / "packs")  # untuned is untuned on any device
@@ -108,3 +109,38 @@ def weight():
     import torch
 
     return torch.randn(32)
+
+
+@pytest.fixture
+def user_modules(monkeypatch):
+    """Have processes of ours find the modules in `tests/users`."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(USERS), os.environ["PYTHONPATH"]]))
+
+
+@pytest.fixture
+def only(monkeypatch, faulty):
+    """Have runs know no other implementations of any op than those of these names."""
+    from gristmill.core.registry import implementations
+
+    def keep(*names):
+        monkeypatch.setattr(
+            "gristmill.tuning.runner.implementations",
+            lambda op: tuple(i for i in implementations(op) if i.name in names),
+        )
+
+    return keep
+
+
+@pytest.fixture
+def run(fresh_store):
+    """Run the command line in this process, with a plan store of its own."""
+    from typer.testing import CliRunner
+
+    from gristmill.cli.app import app
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "140"})
+        assert result.exit_code == code, (result.output, result.exception)
+        return result
+
+    return run

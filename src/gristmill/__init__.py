@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gristmill.ops.rms_norm import rms_norm
     from gristmill.ops.silu_and_mul import silu_and_mul
     from gristmill.ops.tune import tune
+    from gristmill.ops.tune_many import tune_many
     from gristmill.tuners.autotune import autotune
     from gristmill.tuners.tuner import TritonAutoTuner
 
@@ -64,6 +65,7 @@ _HOME = {
     "silu_and_mul": "gristmill.ops.silu_and_mul",
     "thaw": "gristmill.ops.plans",
     "tune": "gristmill.ops.tune",
+    "tune_many": "gristmill.ops.tune_many",
 }
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "silu_and_mul",
     "thaw",
     "tune",
+    "tune_many",
 ]
 
 

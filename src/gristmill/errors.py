@@ -41,6 +41,11 @@ class StrategyError(TuningError):
     """A search strategy raised, or proposed what cannot be measured."""
 
 
+class WorkerLostError(TuningError):
+    """The process that measures does not start, or its machine is gone; what was measured until
+    then is kept."""
+
+
 class NoValidConfigError(TuningError):
     """A space has no valid config that could be found; the message has the reasons that rejected
     most."""

@@ -190,3 +190,10 @@ def override(**changes: Any) -> Iterator[Settings]:
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a process of ours: this one's, with `changes`."""
     return {**os.environ, **changes}
+
+
+def default_environment(**values: str) -> None:
+    """Set variables that other libraries read from this process's environment, those that the user
+    has not set."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)

@@ -29,18 +29,6 @@ TINY = ("rms_norm", "--shape", "x=4x64", "--shape", "weight=64", "--device", "cp
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 
-@pytest.fixture
-def run(fresh_store):
-    """Run the command line in this process, with a plan store of its own."""
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "140"})
-        assert result.exit_code == code, (result.output, result.exception)
-        return result
-
-    return run
-
-
 def run_json(run, *arguments, code=0):
     return json.loads(run(*arguments, "--json", code=code).stdout)
 

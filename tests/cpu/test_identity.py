@@ -155,3 +155,23 @@ def test_threads_may_import_kernels_in_any_order():
             [sys.executable, "-c", THREADS], capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == "0", done.stderr
+
+
+HASHES = """
+import sys
+if sys.argv[1:]:
+    import gristmill.cli.tune, gristmill.tuners.autotune
+from gristmill.core.registry import implementations, op_names
+print(sorted((op, i.name, i.source_hash) for op in op_names() for i in implementations(op)))
+"""
+
+
+def test_what_else_a_process_has_loaded_does_not_change_what_a_kernel_is_known_by():
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", HASHES, *more], capture_output=True, text=True, check=True
+        ).stdout
+        for more in ((), ("everything",))
+    ]
+    assert "split_k" in found[0]
+    assert found[0] == found[1]

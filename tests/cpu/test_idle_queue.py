@@ -16,14 +16,10 @@ from gristmill.tuning import background
 from gristmill.tuning.background import Background
 from waiting import eventually
 
-USERS = Path(__file__).parents[1] / "users"
-
 
 @pytest.fixture
-def queue(monkeypatch):
+def queue(monkeypatch, user_modules):
     """A queue whose tuning process only answers, and whose user has nothing to do."""
-    paths = [str(USERS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setattr(background, "AGAIN_S", 0.0)
     made = []
 

@@ -25,7 +25,7 @@ from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation
 from gristmill.errors import PackError
 from gristmill.ops._dispatch import forget
-from gristmill.ops.tune import _adopt
+from gristmill.tuning.begin import adopt
 from pack_cases import OLD, TARGET, beside, chosen, kept, ship
 
 OTHER = '{"torch":"1.0"}'  # the provenance of other versions
@@ -173,11 +173,11 @@ def test_a_search_starts_with_what_the_pack_has(pack_dir):
     entry = kept(provenance=OTHER)
     ship(pack_dir, entry, measurements=[beside(entry), beside(entry, "inductor")])
     bucket = entry.plan.bucket
-    _adopt("rms_norm", bucket, TARGET.key)
+    adopt(store(), "rms_norm", bucket, TARGET.key)
     found = store().measurements("rms_norm", bucket, TARGET.key)
     assert {m.candidate.implementation for m in found} == {"aten", "inductor"}
     assert store().plan("rms_norm", bucket, TARGET.key, "eager").revalidate
-    _adopt("rms_norm", bucket, TARGET.key)
+    adopt(store(), "rms_norm", bucket, TARGET.key)
     assert store().summary().measurements == 2
 
 
@@ -192,7 +192,7 @@ def test_what_the_store_has_of_a_bucket_does_not_hide_what_the_pack_has(pack_dir
     stale = kept(name="aten", source_hash="old")
     store().save_plan(stale.plan, stale.family, stale.axes)
     where = ("rms_norm", entry.plan.bucket, TARGET.key)
-    _adopt(*where)
+    adopt(store(), *where)
     found = [(m.candidate.implementation, m.source_hash) for m in store().measurements(*where)]
     current = {name: implementation("rms_norm", name).source_hash for name in ("aten", "inductor")}
     assert set(found) == {(own.candidate.implementation, own.source_hash), *current.items()}
@@ -201,7 +201,7 @@ def test_what_the_store_has_of_a_bucket_does_not_hide_what_the_pack_has(pack_dir
     store().forget()
     plan = store().plan(*where, "eager")
     assert (plan.candidate, plan.revalidate) == (entry.plan.candidate, True)
-    _adopt(*where)
+    adopt(store(), *where)
     assert store().summary().measurements == len(found)
 
 

@@ -3,9 +3,6 @@ swallow memory are rows."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -19,7 +16,6 @@ from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.measurer import Measurer, stop_workers
 
 CPU = torch.device("cpu")
-USERS = Path(__file__).parents[1] / "users"
 
 
 class LeakingMeasurer(Measurer):
@@ -35,9 +31,7 @@ class FailingPool(CompilePool):
 
 
 @pytest.fixture
-def problem(faulty, monkeypatch):
-    paths = [str(USERS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+def problem(faulty, user_modules):
     stop_workers()
     yield load("twice").problem((torch.ones(64, 64),))
     stop_workers()

@@ -11,7 +11,7 @@ import gristmill as gm
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.registry import implementation, load
 from gristmill.core.target import device_target
-from gristmill.ops.get_op import _Changing
+from gristmill.ops.bound_op import _Changing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the interpreter's
 

@@ -9,7 +9,7 @@ import torch
 from gristmill.cache.store import store
 from gristmill.core.plan import Candidate
 from gristmill.core.registry import implementation
-from gristmill.ops.tune import _adopt
+from gristmill.tuning.begin import adopt
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
 from pack_cases import OP, TARGET, beside, chosen, kept, problem, ship
@@ -28,7 +28,7 @@ def test_get_op_measures_the_packs_choice_though_a_search_was_killed(pack_dir):
     ship(pack_dir, entry, measurements=[packed])
     store().record([beside(entry)])
     assert chosen().revalidate
-    _adopt("rms_norm", entry.plan.bucket, TARGET.key)
+    adopt(store(), "rms_norm", entry.plan.bucket, TARGET.key)
     run = TuningRun(
         OP, problem(), torch.device("cpu"), store(), Budget(1.0), "auto", 0, None, explore=False
     )

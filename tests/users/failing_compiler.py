@@ -1,10 +1,11 @@
-"""A compile server whose compiles do what compilers do on a bad day: abort, or swallow memory; and
-one that leaks itself."""
+"""A compile server whose compiles do what compilers do on a bad day: abort, swallow memory, or take
+long; and one that leaks itself."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from gristmill.core.plan import Outcome
 from gristmill.measure.isolation import connect
@@ -24,6 +25,8 @@ class Failing(Server):
         name = request["candidate"]["implementation"]
         if name == "aborts":
             os.abort()
+        while name == "waits" and not Path(os.environ["MAY_GO_ON"]).exists():
+            time.sleep(0.01)
         if name == "swallows":
             swallowed = []
             while True:

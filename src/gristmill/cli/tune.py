@@ -7,24 +7,23 @@ code is 130.
     gristmill tune matmul --shape a=512x4096 --shape b=4096x6144:t --trials 100
     gristmill tune rms_norm -w llama3-8b-m512 --out tuning.json --html tuning.html
     gristmill tune matmul -w square-4096 --record square-4096.jsonl.gz --budget 500
+    gristmill tune all --suite llama3-8b --devices all
+    gristmill tune all --suite llama3-8b --ray auto
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.markup import escape
 
 from gristmill import settings
-from gristmill.bench.pages import tuning_page
-from gristmill.bench.tuning_record import TuningRecord, save_records
-from gristmill.cache.store import store
 from gristmill.cli.app import FAILED, INTERRUPTED
-from gristmill.cli.explain import headline, print_explanation
+from gristmill.cli.fleet import Devices, RayAddress, SuiteName, problems_of, where_to
 from gristmill.cli.options import (
     L2,
     Device,
@@ -32,27 +31,31 @@ from gristmill.cli.options import (
     Html,
     Json,
     ObjectiveName,
-    OpName,
     Scalars,
     Seed,
     Shapes,
     Workloads,
 )
-from gristmill.cli.output import check_out, console, error_console, print_json
-from gristmill.cli.problems import arguments, chosen_device, objective_named, requested
+from gristmill.cli.output import check_out, error_console
+from gristmill.cli.problems import arguments, chosen_device, objective_named
 from gristmill.cli.recording import Commit, Names, Points, Record, RecordOptions, record
-from gristmill.cli.report import check_html, write_html
+from gristmill.cli.report import check_html
+from gristmill.cli.tuned import Tuned
 from gristmill.core.op import Workload
-from gristmill.core.registry import load
 from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError, TuningError
-from gristmill.ops.tune import tune
-from gristmill.selection.explain import Explanation, explain_problem
+from gristmill.ops.tune import limits_of, tune
+from gristmill.ops.tune_many import Where, tune_workloads
 from gristmill.tuning.budget import TuningInterrupted, TuningResult
+from gristmill.tuning.fleet.fleet import Ended
+from gristmill.tuning.fleet.run import Wishes
 
 app = typer.Typer(add_completion=False)
 
-SHOWN = 10  # candidates of each problem
+OpOrAll = Annotated[
+    str,
+    typer.Argument(metavar="OP", help="The op's name, or all; `gristmill list` shows them."),
+]
 Budget = Annotated[
     float | None,
     typer.Option(
@@ -85,12 +88,15 @@ Afresh = Annotated[
 
 @app.command()
 def command(
-    op: OpName,
+    op: OpOrAll,
     workload: Workloads = None,
+    suite: SuiteName = None,
     shape: Shapes = None,
     scalar: Scalars = None,
     dtype: DType = "bfloat16",
     device: Device = None,
+    devices: Devices = None,
+    ray: RayAddress = None,
     l2: L2 = None,  # noqa: ARG001 - its callback has set it
     budget: Budget = None,
     trials: Trials = None,
@@ -109,92 +115,87 @@ def command(
 ) -> None:
     check_out("--out", out)
     check_html(html)
-    spec, where, shown = load(op), chosen_device(device), objective_named(objective)
-    problems = _named(op, requested(spec, workload, shape, scalar, dtype))
+    tuned = Tuned(objective_named(objective), as_json, stamped=bool(out or html))
+    problems = problems_of(op, suite, (workload, shape, scalar), dtype)
     seconds = settings.current().budget_s if budget is None else budget
+    fleet = {"devices": devices, "ray": ray}
     options = RecordOptions(record_to, points, implementation or (), commit)
-    if options.check(problems, trials=trials, out=out, html=html, strategy=strategy != "auto"):
-        record(options, problems[0], where, seconds, seed, as_json)
+    others = {"trials": trials, "out": out, "html": html, "strategy": strategy != "auto", **fleet}
+    if options.check(problems, **others):
+        record(options, problems[0], chosen_device(device), seconds, seed, as_json)
         return
-    explanations, records, reports, interrupted = [], [], [], False
+    wishes = Wishes(limits_of(seconds, trials, strategy, roofline_stop), strategy, seed, afresh)
+    where = where_to(devices, ray, device, problems)
+    if where is None:
+        interrupted = _one_by_one(problems, chosen_device(device), wishes, tuned)
+    else:
+        if where.ray is not None:
+            _check_unstamped(out, html)
+        interrupted = _shared_out(problems, where, wishes, tuned)
+    tuned.end(out, html, interrupted)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if tuned.failed:
+        raise typer.Exit(FAILED)
+
+
+def _one_by_one(
+    problems: Sequence[Workload], device: torch.device, wishes: Wishes, tuned: Tuned
+) -> bool:
+    """Tune problems on one device; whether Ctrl-C ended it."""
+    interrupted = False
     for one in problems:
         try:
-            result = _tune(one, where, seconds, trials, strategy, seed, roofline_stop, afresh)
+            result = _tune(one, device, wishes)
         except KeyboardInterrupt as stop:
             interrupted = True
             result = stop.result if isinstance(stop, TuningInterrupted) else TuningResult()
         except TuningError as error:
-            error_console().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-            reports.append({"workload": one.name, "error": str(error)})
+            tuned.fail(one, error)
             continue
-        explanation = explain_problem(spec, one.problem, device_target(where), shown)
-        explanations.append(explanation)
-        records.append(TuningRecord.of(op, one.name, where, result, explanation))
-        reports.append(_report(one.name, result, explanation))
-        if not as_json:
-            print_explanation(console(), explanation, SHOWN)
+        tuned.add(one, result, device_target(device), device)
         if interrupted:
             break
-    if out is not None:
-        save_records(out, records)
-    write_html(html, tuning_page(records, shown) if html else "")
-    _print_end(reports, explanations, interrupted, as_json)
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if any("error" in report for report in reports):
-        raise typer.Exit(FAILED)
+    return interrupted
 
 
-def _named(op: str, problems: list[Workload]) -> list[Workload]:
-    """The problems, of which there has to be one."""
-    if not problems:
-        raise InvalidInputError(
-            f"no problem of `{op}` is named; `gristmill tune` needs one. "
-            "Add `--workload NAME` (`gristmill list OP` shows them) or `--shape`."
-        )
-    return problems
+def _shared_out(problems: Sequence[Workload], where: Where, wishes: Wishes, tuned: Tuned) -> bool:
+    """Tune problems on several devices; whether Ctrl-C ended it."""
+
+    def tell(ended: Ended) -> None:
+        workload = Workload(ended.job.name, ended.job.problem)
+        if ended.result is None or ended.result.skipped:
+            tuned.fail(workload, ended.why)
+        else:
+            device = None if where.ray is not None else torch.device(ended.site)
+            tuned.add(workload, ended.result, ended.job.target, device)
+
+    def say(text: str) -> None:
+        error_console().print(escape(text), soft_wrap=True)
+
+    return tune_workloads(problems, where, wishes, tell, say).interrupted
 
 
-def _print_end(
-    reports: Sequence[dict[str, Any]],
-    explanations: Sequence[Explanation],
-    interrupted: bool,
-    as_json: bool,
-) -> None:
-    """After all problems: the JSON document, or who was chosen how often and where it is kept."""
-    if interrupted:
-        error_console().print("interrupted: what was measured is kept")
-    kept = store().summary()
-    if as_json:
-        print_json({"problems": reports, "interrupted": interrupted, "store": kept.to_json()})
-        return
-    if len(explanations) > 1:
-        console().print(headline(explanations))
-    console().print(
-        f"kept in {kept.path}" if not kept.unsaved else f"not kept on disk: {kept.reason}"
-    )
+def _check_unstamped(out: Path | None, html: Path | None) -> None:
+    for option, path in (("--out", out), ("--html", html)):
+        if path is not None:
+            raise InvalidInputError(
+                f"`{option}` is given together with `--ray`; a record says of which machine it is, "
+                "and these would be of several. Leave one out; the store has what was measured."
+            )
 
 
-def _tune(
-    workload: Workload,
-    device: torch.device,
-    seconds: float,
-    trials: int | None,
-    strategy: str,
-    seed: int,
-    roofline_stop: float | None = None,
-    afresh: bool = False,
-) -> TuningResult:
-    values = arguments(workload.problem, device)
+def _tune(workload: Workload, device: torch.device, wishes: Wishes) -> TuningResult:
+    budget = wishes.budget
     result = tune(
         workload.problem.op,
-        values,
-        budget_s=seconds,
-        trials=trials,
-        strategy=strategy,
-        seed=seed,
-        roofline_stop=roofline_stop,
-        afresh=afresh,
+        arguments(workload.problem, device),
+        budget_s=budget.seconds,
+        trials=budget.trials,
+        strategy=wishes.strategy,
+        seed=wishes.seed,
+        roofline_stop=budget.roofline_stop,
+        afresh=wishes.afresh,
     )
     if not result.outcomes:
         raise TuningError(
@@ -202,18 +203,3 @@ def _tune(
             "Wait for it, then run `gristmill explain`."
         )
     return result
-
-
-def _report(workload: str, result: TuningResult, explanation: Explanation) -> dict[str, Any]:
-    counts: dict[str, int] = {}
-    for outcome in result.outcomes.values():
-        counts[outcome.status] = counts.get(outcome.status, 0) + 1
-    return {
-        "workload": workload,
-        "interrupted": result.interrupted,
-        "stopped": result.stopped,
-        "seconds": result.seconds,
-        "candidates": counts,
-        "conditions": result.conditions.to_json(),
-        "explanation": explanation.to_json(),
-    }

@@ -15,6 +15,8 @@ from gristmill.core.op import Op
 
 # What runs implementations says nothing about one of them; its version is in a plan's provenance.
 MACHINERY = ("gristmill.core", "gristmill.errors", "gristmill.record", "gristmill.settings")
+# Its face names all that it offers, for type checkers: what of that is loaded differs by process.
+FACE = "gristmill"
 _IMPORT = re.compile(
     rb"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import|import[ \t]+([.\w]+))", re.MULTILINE
 )
@@ -23,8 +25,8 @@ _IMPORT = re.compile(
 def source_hash(op: Op, source: Path, module: str) -> str:
     """A hash of the schema, the implementation's file, the op's spec, and what these import.
 
-    An import counts where it is of the importing module's own top-level package, and not
-    `MACHINERY`; what is imported is followed in turn.
+    An import counts where it is of the importing module's own top-level package, and neither
+    `MACHINERY` nor our own face; what is imported is followed in turn.
     """
     functions = (op.reference, op.magnitude, op.inputs, op.bounds)
     names = {getattr(f, "__module__", None) for f in functions} | {module}
@@ -52,6 +54,7 @@ def _imported(name: str, file: str) -> tuple[str, ...]:
         n
         for n in sorted({*_written(name, file), *_bound(name)})
         if n != name
+        and n != FACE
         and n.partition(".")[0] == name.partition(".")[0]
         and not any(n == m or n.startswith(m + ".") for m in MACHINERY)
     )

@@ -229,7 +229,8 @@ class Child:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End the child from any thread; whoever waits for its answer hears that it died."""
+        """End the child and everything that it started, from any thread; whoever waits for its
+        answer hears that it died."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> bool:
@@ -243,13 +244,18 @@ class Child:
             return False
         return True
 
+    @property
+    def buffered(self) -> bool:
+        """Whether a whole answer has arrived already."""
+        return self._lines is not None and self._lines.buffered
+
     def fileno(self) -> int:
         """The socket, for `select`."""
         assert self._lines is not None
         return self._lines.connection.fileno()
 
     def stop(self) -> None:
-        """Kill the child and everything that it started."""
+        """Kill the child and everything that it started, and close what leads to it."""
         process, self._process = self._process, None
         if self._lines is not None:
             self._lines.connection.close()

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gristmill import settings
 
 GB = 1e9
@@ -40,6 +38,8 @@ class Growth:
     def since(self, work: Any = None) -> dict[str, int]:
         """Bytes of host and device memory more than at the first time. Device memory belongs to the
         work at hand: other work, and it is counted anew."""
+        import torch  # whoever only judges growth needs none (an actor)
+
         now = {HOST: resident_bytes()}
         if torch.cuda.is_initialized():
             now[DEVICE] = torch.cuda.memory_allocated()
@@ -49,9 +49,10 @@ class Growth:
         return {name: held - self._before.setdefault(name, held) for name, held in now.items()}
 
 
-def too_large(grown: Mapping[str, int]) -> str:
-    """Why a process that has grown by this is to be replaced, or an empty string."""
-    limit = settings.current().growth_gb
+def too_large(grown: Mapping[str, int], limit_bytes: float | None = None) -> str:
+    """Why a process that has grown by this is to be replaced, or an empty string. The limit is that
+    of the settings, where whoever asks for the work has not sent one along."""
+    limit = settings.current().growth_gb if limit_bytes is None else limit_bytes / GB
     for name, held in grown.items():
         if held > limit * GB:
             return f"it has grown by {held / GB:.1f} GB of {name} memory ({limit:g} are allowed)"

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from gristmill import cache, settings, tuning
+from gristmill import settings, tuning
 from gristmill.cache.store import store
 from gristmill.core.op import Op
 from gristmill.core.plan import INTERRUPTED, OBJECTIVES, Objective, Plan
 from gristmill.core.problem import Problem
-from gristmill.core.registry import is_current, load
-from gristmill.core.target import device_target
+from gristmill.core.registry import load
+from gristmill.core.target import Target, device_target
 from gristmill.errors import InvalidInputError, TuningError
 from gristmill.ops._dispatch import forget
 from gristmill.ops.agree import Asked
@@ -73,17 +73,26 @@ def tune(
     """
     spec, values, problem, _ = ask(op, args, kwargs, "eager")
     refuse_tuning(str(problem))
-    reason = tuning.refusal()
-    if reason:
-        raise TuningError(
-            f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
-        )
+    refuse_now()
     limits = limits_of(budget_s, trials, strategy, roofline_stop)
     device = spec.device(values)
     result = tune_problem(spec, problem, device, limits, strategy, seed, afresh=afresh)
     if result.skipped:
         raise TuningError(f"{problem} is not tuned: {result.skipped}. Wait for it, then ask again.")
     return result
+
+
+def refuse_now() -> None:
+    """Raise where this is no time to tune.
+
+    Raises:
+        TuningError: it is not.
+    """
+    reason = tuning.refusal()
+    if reason:
+        raise TuningError(
+            f"tuning is refused {reason}. Tune before, with `gristmill.tune` or `gristmill tune`."
+        )
 
 
 def ask(
@@ -136,36 +145,24 @@ def tune_problem(
     """Tune a problem under the lease of its key, with a `run` of this kind, and take the plans over
     in this process; `skipped` where another process has the lease."""
     bucket, target = spec.bucket(problem), device_target(device)
-    with store().lease(f"{spec.name}|{bucket.key}|{target.key}") as mine:
+    with store().lease(tuning.lease_key(spec, bucket, target)) as mine:
         if not mine:  # another process is tuning this very problem: use what there is
             return tuning.TuningResult(skipped="another process is tuning this very problem")
-        _adopt(spec.name, bucket.key, target.key)
+        tuning.adopt(store(), spec.name, bucket.key, target.key)
         asked = (spec, problem, device, store(), budget, strategy, seed, tuning.observer())
         try:
             result = (run or tuning.TuningRun)(*asked, explore, afresh).run()
         finally:  # a strategy that fails leaves plans behind
             forget(spec.name)
-    if result.plans:  # of what was chosen before nothing is called any more: its bucket is in use
-        for objective in forget_bucket(spec.name, bucket.key, target.key):
-            select(spec, problem, target, objective)
+    if result.plans:
+        use_again(spec, problem, target)
     if result.interrupted:
         raise tuning.TuningInterrupted(result)
     return result
 
 
-def _adopt(op: str, bucket_key: str, target_key: str) -> None:
-    """Give the store what it lacks of a bucket that a shipped pack has: a search that starts there
-    measures it again, and it is what has to be beaten. By row: a search that was killed, or rows of
-    a kernel as it was, say nothing of what the pack chose."""
-    packed = cache.shipped_plans(target_key).rows_of(op, bucket_key, target_key)
-    rows = store().measurements(op, bucket_key, target_key)
-    have = {(m.candidate, m.source_hash) for m in rows}
-    new = [m for m in packed.measurements if (m.candidate, m.source_hash) not in have]
-    if new:
-        store().record(new)
-    for kept in packed.plans:
-        own = store().plan(op, bucket_key, target_key, kept.plan.objective)
-        if kept.is_current and (
-            own is None or not is_current(op, own.candidate.implementation, own.source_hash)
-        ):
-            store().save_plan(kept.plan, kept.family, kept.axes)
+def use_again(spec: Op, problem: Problem, target: Target) -> None:
+    """After tuning: of what was chosen before nothing is called any more, and its bucket is in
+    use."""
+    for objective in forget_bucket(spec.name, spec.bucket(problem).key, target.key):
+        select(spec, problem, target, objective)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gristmill.tuning.background import idle_tuner, stop_idle_tuner
+    from gristmill.tuning.begin import adopt, lease_key
     from gristmill.tuning.budget import Budget, TuningInterrupted, TuningResult
     from gristmill.tuning.occasion import refusal
     from gristmill.tuning.progress import observer
@@ -31,7 +32,9 @@ _HOMES = {
     "Recorder": "recorder",
     "Replay": "replay",
     "load_recording": "recorded",
+    "adopt": "begin",
     "check_strategy": "strategies",
+    "lease_key": "begin",
     "observer": "progress",
     "refusal": "occasion",
 }
@@ -45,8 +48,10 @@ __all__ = [
     "TuningInterrupted",
     "TuningResult",
     "TuningRun",
+    "adopt",
     "check_strategy",
     "idle_tuner",
+    "lease_key",
     "load_recording",
     "observer",
     "refusal",

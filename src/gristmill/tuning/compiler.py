@@ -35,6 +35,7 @@ from gristmill.measure.isolation import (
     connect,
 )
 from gristmill.measure.memory import GB, Growth, resident_bytes, too_large
+from gristmill.tuning.children import COMPILER
 from gristmill.tuning.peers import fitting
 from gristmill.tuning.trial import candidate_from_json, candidate_to_json
 
@@ -56,6 +57,17 @@ def compile_candidate(problem: Problem, target: Target, candidate: Candidate) ->
     return fitting(binaries, target)
 
 
+def compile_request(problem: Problem, target: Target, jobs: int) -> dict[str, Any]:
+    """What every request for a problem says, beside its number and the candidate."""
+    return {
+        "problem": problem.to_json(),
+        "target": {name: getattr(target, name) for name in target.__dataclass_fields__},
+        "jobs": jobs,
+        "timeout_s": settings.current().candidate_timeout_s,
+        "growth_bytes": settings.current().growth_gb * GB,
+    }
+
+
 class CompilePool:
     """Compiles candidates of one problem in `jobs` processes. Use as a context manager.
 
@@ -63,18 +75,12 @@ class CompilePool:
     answered everything, and goes to another.
     """
 
-    server = "gristmill.tuning.compiler"
+    server = COMPILER
 
     def __init__(self, problem: Problem, target: Target, jobs: int | None = None) -> None:
         self._child = Child(self.server)
-        self._timeout_s = settings.current().candidate_timeout_s
-        self._base = {
-            "problem": problem.to_json(),
-            "target": {name: getattr(target, name) for name in target.__dataclass_fields__},
-            "jobs": jobs or settings.current().compile_jobs,
-            "timeout_s": self._timeout_s,
-            "growth_bytes": settings.current().growth_gb * GB,
-        }
+        self._base = compile_request(problem, target, jobs or settings.current().compile_jobs)
+        self._timeout_s: float = self._base["timeout_s"]
         self._pending: dict[int, Candidate] = {}
         self._lost: list[tuple[Candidate, Outcome]] = []
         self._held: list[Candidate] = []
@@ -189,11 +195,17 @@ class Server:
         self.growth = Growth()
         self.selector = selectors.DefaultSelector()
         self.selector.register(lines.connection, selectors.EVENT_READ, None)
+        self._warmed: set[tuple[str, ...]] = set()
 
     def warm(self, request: Mapping[str, Any]) -> None:
-        """Do what every compile of this request's kind would do first, before anything forks."""
-        implementation(request["problem"]["op"], request["candidate"]["implementation"])
+        """Do what every compile of this request's kind would do first, once, before it forks. Of
+        several runs at one server each brings kinds that are new to it."""
+        op, name = request["problem"]["op"], request["candidate"]["implementation"]
         target = Target(**request["target"])
+        if (kind := (op, name, target.arch)) in self._warmed:
+            return
+        self._warmed.add(kind)
+        implementation(op, name)
         if target.is_gpu:
             EXECUTOR.warm(target)
 
@@ -227,8 +239,7 @@ class Server:
     def _read_requests(self) -> bool:
         request = self.lines.receive(None)
         while request is not None:
-            if not self.queue and not self.running:
-                self.warm(request)
+            self.warm(request)
             self.queue.append(request)
             if not self.lines.buffered:
                 return True

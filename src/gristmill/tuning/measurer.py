@@ -16,15 +16,15 @@ from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.core.problem import Problem
 from gristmill.core.registry import implementation
-from gristmill.errors import TuningError
+from gristmill.errors import TuningError, WorkerLostError
 from gristmill.measure.conditions import Conditions, Sightings
 from gristmill.measure.isolation import Child, ChildDied, ChildTimedOut, our_paths
 from gristmill.measure.memory import too_large
 from gristmill.measure.roofline import Roofline
+from gristmill.tuning.children import WORKER
 from gristmill.tuning.timed import Effort
 from gristmill.tuning.trial import candidate_to_json
 
-WORKER = "gristmill.tuning.worker"
 COMPILED_TIMEOUT_FACTOR = (
     6.0  # Inductor builds C++ or many kernels; a Triton candidate comes compiled
 )
@@ -102,7 +102,8 @@ class Measurer:
         self._base["l2"] = settings.current().l2
         if effort is not None:
             self._base["effort"] = asdict(effort)
-        self._served = 0
+        self._served: Any = 0
+        self._interrupted = self._killed = False
         self._sightings = Sightings()
 
     def measure(self, candidate: Candidate, best_us: float | None) -> Outcome:
@@ -182,6 +183,9 @@ class Measurer:
         except ChildTimedOut as error:
             return Outcome("timeout", str(error))
         except ChildDied as error:
+            if self._interrupted:
+                self._interrupted = False
+                raise KeyboardInterrupt from error
             return Outcome("crash", str(error))
         if "error" in answer:
             raise TuningError(f"{self.problem} cannot be tuned: {answer['error']}")
@@ -190,7 +194,16 @@ class Measurer:
             self._child.stop()  # between trials: the next one starts another
         return answer
 
+    def kill(self, for_good: bool = True) -> None:
+        """End the worker, from any thread: whoever waits for its answer is interrupted. `for_good`:
+        whoever asks it later too."""
+        self._interrupted = True
+        self._killed = self._killed or for_good
+        self._child.kill()
+
     def _answer(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        if self._killed:
+            raise KeyboardInterrupt
         fresh = self._start()
         try:
             message = {**self._base, **request}
@@ -211,12 +224,12 @@ class Measurer:
         so.
 
         Raises:
-            TuningError: it does not start.
+            WorkerLostError: it does not start.
         """
         try:
             self._child.start()
         except (ChildDied, ChildTimedOut) as error:
-            raise TuningError(
+            raise WorkerLostError(
                 f"the measuring worker does not start: {error}. Run `gristmill doctor`."
             ) from error
         fresh = self._child.started != self._served

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gristmill import settings
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.tuning.budget import TuningResult
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def counted(count: int, noun: str) -> str:
@@ -48,25 +51,39 @@ class Silent:
         del summary
 
 
+class Tally:
+    """What a run has measured so far, in words."""
+
+    def __init__(self) -> None:
+        self.seen = self.failed = 0
+        self._best: tuple[float, str] | None = None
+
+    def count(self, candidate: Candidate, outcome: Outcome) -> None:
+        """One more outcome."""
+        self.seen += 1
+        self.failed += outcome.status not in ("ok", "slow")
+        if (
+            outcome.ok
+            and outcome.device_us is not None
+            and (self._best is None or outcome.device_us < self._best[0])
+        ):
+            self._best = (outcome.device_us, candidate.implementation)
+
+    def __str__(self) -> str:
+        best = f", best {self._best[0]:.2f} us ({self._best[1]})" if self._best else ""
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{counted(self.seen, 'candidate')}{failed}{best}"
+
+
 class ProgressLine:
     """One line on stderr: share of the budget used, candidates measured and failed, the best so
     far."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-        )
+        self._progress = progress_display()
         self._task = self._progress.add_task("", total=None, note="")
         self._trials: int | None = None
-        self._seen = self._failed = 0
-        self._best: tuple[float, str] | None = None
+        self._tally = Tally()
 
     def started(self, problem: str, seconds: float, trials: int | None) -> None:
         self._trials = trials
@@ -77,20 +94,9 @@ class ProgressLine:
         )
 
     def told(self, candidate: Candidate, outcome: Outcome, elapsed_s: float) -> None:
-        self._seen += 1
-        self._failed += outcome.status not in ("ok", "slow")
-        if (
-            outcome.ok
-            and outcome.device_us is not None
-            and (self._best is None or outcome.device_us < self._best[0])
-        ):
-            self._best = (outcome.device_us, candidate.implementation)
-        best = f", best {self._best[0]:.2f} us ({self._best[1]})" if self._best else ""
-        failed = f", {self._failed} failed" if self._failed else ""
-        done = self._seen if self._trials else elapsed_s
-        self._progress.update(
-            self._task, completed=done, note=f"{counted(self._seen, 'candidate')}{failed}{best}"
-        )
+        self._tally.count(candidate, outcome)
+        done = self._tally.seen if self._trials else elapsed_s
+        self._progress.update(self._task, completed=done, note=str(self._tally))
 
     def racing(self, count: int) -> None:
         self._progress.update(self._task, description=f"racing {count} finalists")
@@ -121,7 +127,26 @@ def summary(result: TuningResult, measured: int, resumed: int) -> str:
     return text + ("; interrupted, what was measured is kept" if result.interrupted else "")
 
 
+def progress_display() -> Progress:
+    """Lines on stderr: what it is, a bar, the time, a note (`note=`)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+
+
+def wanted() -> bool:
+    """Whether the settings, or else a terminal, ask for progress."""
+    asked = settings.current().progress
+    return sys.stderr.isatty() if asked is None else asked
+
+
 def observer() -> Observer:
     """A progress line where the settings or a terminal ask for one, else silence."""
-    wanted = settings.current().progress
-    return ProgressLine() if (sys.stderr.isatty() if wanted is None else wanted) else Silent()
+    return ProgressLine() if wanted() else Silent()

@@ -25,19 +25,17 @@ from gristmill.core.plan import (
 from gristmill.core.problem import Problem
 from gristmill.core.provenance import provenance
 from gristmill.core.registry import implementation, implementations
-from gristmill.core.target import Target, device_target
+from gristmill.core.target import Target
 from gristmill.errors import TuningError
-from gristmill.measure.lease import device_lease
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.budget import Budget, Evaluation, TuningResult
 from gristmill.tuning.choose import Samples, choose, tied_with_fastest
-from gristmill.tuning.compiler import CompilePool
 from gristmill.tuning.hints import hints_of
 from gristmill.tuning.known import best_known, known_outcomes, text_of
-from gristmill.tuning.measurer import Measurer
 from gristmill.tuning.peers import against_peers
 from gristmill.tuning.progress import Observer, Silent, summary
 from gristmill.tuning.searches import Searches, at_roofline, no_plan
+from gristmill.tuning.sites import LocalSite, Site
 from gristmill.tuning.strategies import StrategyLike
 from gristmill.tuning.subject import Compiles, Measures, Subject, Tunable
 
@@ -63,14 +61,17 @@ class TuningRun:
         observer: Observer | None = None,
         explore: bool = True,
         afresh: bool = False,
+        site: Site | None = None,
     ) -> None:
         """`explore=False` measures only what is measured first: to revalidate a plan after an
-        upgrade. `afresh`: what was measured before is measured again."""
+        upgrade. `afresh`: what was measured before is measured again. `site`: where to measure, if
+        not simply on `device`."""
         self.op, self.problem, self.device, self.store = op, problem, device, store
+        self.site = site or LocalSite(device)
         self.explore = explore
         self.budget = budget or Budget(settings.current().budget_s)
         self.observer: Observer = observer or Silent()
-        self.target: Target = device_target(device)
+        self.target: Target = self.site.target
         self.bucket = op.bucket(problem)
         self.result = TuningResult()
         self._start = time.monotonic()
@@ -98,18 +99,23 @@ class TuningRun:
 
     def make_measurer(self, seed: int) -> Measures:
         """What measures candidates, for the length of the run."""
-        return Measurer(self.problem, self.device, seed)
+        return self.site.measurer(self.problem, seed)
 
     def make_pool(self) -> Compiles:
         """What compiles candidates ahead of their trial."""
-        return CompilePool(self.problem, self.target)
+        return self.site.pool(self.problem)
+
+    @property
+    def _versions(self) -> str:
+        """Under what is measured: the provenance of rows and plans."""
+        return self.site.versions or provenance()
 
     def _resume(self) -> set[Candidate]:
         """Take over what was measured before: among all of it the finalists race, and nothing else
         is measured twice."""
         rows = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
         able = (*self._fixed, *self._searched)
-        known = known_outcomes(rows, able, self.problem, self.target, provenance())
+        known = known_outcomes(rows, able, self.problem, self.target, self._versions)
         self.result.outcomes.update(known)
         for candidate, outcome in known.items():
             self._strategies.tell(candidate, outcome)
@@ -149,11 +155,9 @@ class TuningRun:
 
     def _search_and_race(self) -> None:
         try:
-            folder = settings.current().lock_dir
-            wait_s = min(self.budget.seconds, DEVICE_WAIT_S)
-            with device_lease(self.device, folder, wait_s) as mine:
+            with self.site.lease(min(self.budget.seconds, DEVICE_WAIT_S)) as mine:
                 if not mine:
-                    self.result.skipped = f"another process is measuring on {self.device}"
+                    self.result.skipped = f"another process is measuring on {self.site.name}"
                     return
                 with self._measurer, self.make_pool() as pool:
                     self._start = time.monotonic()
@@ -210,7 +214,7 @@ class TuningRun:
             self._roofline = self._measurer.roofline()
         turns = self._strategies.turns
         while self._searching and (turns.active or pool.pending):
-            while turns.active and pool.pending < 2 * settings.current().compile_jobs:
+            while turns.active and pool.pending < 2 * self.site.jobs:
                 name = turns.next()
                 asked, why_none = self._strategies.ask(name, self._allowance(pool.pending))
                 if why_none is not None:
@@ -238,7 +242,7 @@ class TuningRun:
 
     def _allowance(self, pending: int) -> int:
         """How many configs to ask for at once."""
-        batch = max(1, settings.current().compile_jobs)
+        batch = max(1, self.site.jobs)
         if self.budget.trials is None:
             return batch
         spent = sum(c.implementation in self._strategies for c in self._measured) + pending
@@ -253,7 +257,7 @@ class TuningRun:
                 reason = f"its prior is not valid: {error}"
                 self._tell(Candidate(impl.name), Outcome("unsupported", reason))
         rows = self.store.measurements(self.op.name, self.bucket.key, self.target.key)
-        stored = best_known(rows, self._searched, self.problem, self.target, provenance())
+        stored = best_known(rows, self._searched, self.problem, self.target, self._versions)
         first += list(islice((c for c in stored if c not in first), STORED))
         return first
 
@@ -356,7 +360,7 @@ class TuningRun:
             fallback=fallback[0] if fallback else None,
             evidence=outcome,
             reason=reason + (" (interrupted: no last race)" if self.result.interrupted else ""),
-            provenance=INTERRUPTED if self.result.interrupted else provenance(),
+            provenance=INTERRUPTED if self.result.interrupted else self._versions,
         )
 
     def _still_holds(self, plan: Plan) -> bool:
@@ -377,7 +381,7 @@ class TuningRun:
                 target=self.target.key,
                 problem=text_of(self.problem),
                 outcome=self.result.outcomes[candidate],
-                provenance=provenance(),
+                provenance=self._versions,
                 measured_at=self.store.now(),
             )
             for candidate in dict.fromkeys(self._unsaved)

@@ -17,6 +17,7 @@ from gristmill.errors import GristmillError
 from gristmill.measure.conditions import Watch
 from gristmill.measure.isolation import REASON_CHARS, Lines, connect, die_with_parent
 from gristmill.measure.memory import Growth
+from gristmill.tuning.describe import describe
 from gristmill.tuning.timed import ContextLost, Effort, Samples
 from gristmill.tuning.trial import Trials, candidate_from_json
 
@@ -81,6 +82,8 @@ class Session:
         """One request's answer; `error` where the request itself cannot be served (a reference that
         raises, no memory for the arguments)."""
         try:
+            if request["do"] == "describe":
+                return {"facts": describe(torch.device(request["device"]), request["ops"])}
             trials = self.trials(request)
             return {**self._tried(trials, request), "seen": trials.watch.drain()}
         except ContextLost:
