@@ -114,6 +114,7 @@ def test_clocks_that_are_held_down_and_strangers_are_said():
     assert others == "other processes are on the device: 77 train"
     assert str(seen) == "1,410 to 1,980 MHz; 2,619 MHz memory; 41 to 77 C; 90 to 690 W"
     assert Conditions.from_json(json.loads(json.dumps(seen.to_json()))) == seen
+    assert json.loads(json.dumps(seen.to_json())) == seen.to_json()
 
 
 def test_what_nvidia_smi_prints_is_read():

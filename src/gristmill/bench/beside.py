@@ -18,6 +18,8 @@ def overhead_markdown(data: Mapping[str, Any]) -> str:
         kernel = times["kernel"].split()[0]
         lines.append(f"| {times['problem']} | {kernel} | {' | '.join(cells)} |")
     lines += ["", "F allocates the output and calls `CompiledKernel.run` of the same kernel."]
+    if "launcher" in calls:
+        lines[-1] += " `launcher` is that run alone, and `bound out` (with `out=`) is over it."
     lines[-1] += " New size: a direct call with a token count that was not met before."
     lines += [f"{t['problem']}: F is {t['reason']}." for t in data["host_times"] if t["reason"]]
     lines += ["", f"`import gristmill` adds {data['import_ms']:.1f} ms to `import torch`."]

@@ -28,7 +28,7 @@ from gristmill.ops.get_op import get_op
 CALLS = 512  # between two synchronisations: fewer than the driver's queue holds
 ROUNDS = 40
 NEW_SIZES = 32
-FLOOR = "F"
+FLOOR, LAUNCHER, BOUND_OUT = "F", "launcher", "bound out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,11 @@ class HostTimes:
     the floor.
 
     Attributes:
-        times_us: by name: `F` (`empty` and `CompiledKernel.run`, where there is a kernel), `bound`,
-            `direct`, `registered` (`torch.ops.gristmill.<op>`), `torch` (the plain call).
-        ratios: to `F`, each with its 95% interval: `{"bound": (1.2, 1.19, 1.21)}`; empty where
-            there is no `F`.
+        times_us: by name: `F` (`empty` and `CompiledKernel.run`, where there is a kernel),
+            `launcher` (`CompiledKernel.run` alone), `bound`, `bound out` (with `out=`), `direct`,
+            `registered` (`torch.ops.gristmill.<op>`), `torch` (the plain call).
+        ratios: to `F`, each with its 95% interval: `{"bound": (1.2, 1.19, 1.21)}`; of `bound out`
+            to `launcher`; empty where there is no `F`.
         kernel: the candidate that was called.
         reason: why there is no `F`.
         new_size_us: host time of a direct call with a token count that was not met before (mean).
@@ -75,20 +76,22 @@ def _host_times(
 ) -> HostTimes:
     op = impl.op
     bound, direct = get_op(op.name, values, tune="never"), dispatcher(op.name)
-    floor, reason = floor_call(impl, values)
+    floors, reason = floor_calls(impl, values)
     functions = {"bound": bound, "direct": direct.direct, "registered": direct.overload}
-    calls: dict[str, Callable[[], Any]] = {} if floor is None else {FLOOR: floor}
+    calls = dict(floors)
     for name, function in functions.items():
         calls[name] = _calling(function, values)
+    if floors:
+        calls[BOUND_OUT] = _calling(bound, values, out=bound(*values))
     _, calls["torch"] = plain_call(op, values)
     with torch.no_grad():
         samples = _batches(calls, device, CALLS if device.type == "cuda" else 16, rounds)
     ratios = {}
-    if floor is not None:
-        for name in calls:
-            if name != FLOOR:
-                ratio = paired_ratio(samples[name], samples[FLOOR])
-                ratios[name] = (ratio.value, ratio.low, ratio.high)
+    for name in calls if floors else ():
+        if name not in floors:
+            of = LAUNCHER if name == BOUND_OUT else FLOOR
+            ratio = paired_ratio(samples[name], samples[of])
+            ratios[name] = (ratio.value, ratio.low, ratio.high)
     times_us = {name: median(times) for name, times in samples.items()}
     return HostTimes(
         str(bound.problem),
@@ -123,27 +126,30 @@ def _new_size_us(op: Op, problem: Problem, device: torch.device) -> float:
     return elapsed_us / NEW_SIZES
 
 
-def _calling(function: Callable[..., Any], values: tuple[Any, ...]) -> Callable[[], Any]:
+def _calling(
+    function: Callable[..., Any], values: tuple[Any, ...], **keywords: Any
+) -> Callable[[], Any]:
     """A call with the arguments written out, as in a user's code: `f(*values)` packs them."""
     names = [f"value_{i}" for i in range(len(values))]
-    scope = {"function": function, **dict(zip(names, values, strict=True))}
+    scope = {"function": function, **dict(zip(names, values, strict=True)), **keywords}
+    names += [f"{name}={name}" for name in keywords]
     exec(f"def call(): return function({', '.join(names)})", scope)
     return scope["call"]
 
 
-def floor_call(
+def floor_calls(
     impl: Implementation, values: tuple[Any, ...]
-) -> tuple[Callable[[], Any] | None, str]:
+) -> tuple[dict[str, Callable[[], Any]], str]:
     """Allocate the output, then the compiled kernel's own `run` with tensors (and descriptors made
-    before) and no hooks; or `None` and why not."""
+    before) and no hooks; and that `run` alone. Or nothing, and why not."""
     problem, device = impl.op.problem(values), impl.op.device(values)
     if impl.launcher is None or device.type != "cuda":
-        return None, f"not available: {impl.id} launches no Triton kernel on {device}"
+        return {}, f"not available: {impl.id} launches no Triton kernel on {device}"
     config = impl.config(None, problem, device_target(device))
     outputs, workspace = impl.allocate(values, config)
     launches = impl.launches(values, outputs, workspace, config)
     if len(launches) != 1 or len(outputs) != 1 or workspace:
-        return None, f"not available: {impl.id} is not one plain launch"
+        return {}, f"not available: {impl.id} is not one plain launch"
     launch, out = launches[0], outputs[0]
     kernel = EXECUTOR.loaded(launch)
     head = (*(*launch.grid, 1, 1)[:3], torch.cuda.current_stream(device).cuda_stream)
@@ -157,7 +163,9 @@ def floor_call(
     scope.update(run=kernel.run, like=like, empty_like=torch.empty_like)
     scope.update(shape=out.shape, new_empty=first.new_empty)
     exec(f"def floor():\n made = {make}\n run({', '.join(names)})\n return made", scope)
-    return scope["floor"], ""
+    given = ", ".join(name for name, _ in zip(scope, names, strict=False))
+    exec(f"def launcher(): run({given})", scope)
+    return {FLOOR: scope["floor"], LAUNCHER: scope["launcher"]}, ""
 
 
 def _arguments(launch: Launch) -> list[Any]:

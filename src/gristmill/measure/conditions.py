@@ -124,7 +124,8 @@ class Conditions:
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "warnings": list(self.warnings)}
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {**fields, "warnings": list(self.warnings)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Conditions:
