@@ -102,7 +102,14 @@ def norms(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def project(norms, tmp_path_factory):
-    """The project of that artifact."""
+def kernel_alone(tmp_path_factory):
+    """An artifact, whole, with a kernel that is no operator's."""
+    folder = tmp_path_factory.mktemp("alone") / "alone"
+    return aot_module_process.build(folder, "alone", [cases.add_entry("alone_add")])
+
+
+@pytest.fixture(scope="session")
+def project(norms, kernel_alone, tmp_path_factory):
+    """The project of both."""
     out = tmp_path_factory.mktemp("project") / "fastnorms"
-    return aot.wheel(norms, out, name="fastnorms", namespace="norms")
+    return aot.wheel([norms, kernel_alone], out, name="fastnorms", namespace="norms")

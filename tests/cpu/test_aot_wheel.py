@@ -62,6 +62,7 @@ CALLS = """
         fastnorms.rms_norm(x, w)
     except RuntimeError as error:
         assert "norms::rms_norm has kernels for sm_90 alone, and its arguments" in str(error)
+        assert "rms_norm_cpu, csrc/torch_ops.cpp:" in str(error)  # and not where it was built
     else:
         raise AssertionError("it ran")
     meta = torch.ops.norms.rms_norm(x.to("meta"), w.to("meta"))
@@ -94,7 +95,7 @@ CALLS = """
 def test_the_project_builds_and_serves_torch(project, tmp_path, drivers):
     shown = run(CALLS, built(project, tmp_path / "build"), drivers)
     names, _, schema = shown.partition("] ")
-    assert names == "['rms_norm', 'silu_and_mul'"
+    assert names == "['alone_add', 'preload', 'rms_norm', 'silu_and_mul'"
     assert schema.startswith("norms::rms_norm(Tensor x, Tensor? weight=None, float eps=")
 
 
@@ -131,6 +132,9 @@ GPU_CALLS = """
 
     fake = ctypes.CDLL("libcuda.so.1")
     fake.fake_use(0)
+    fastnorms.preload(0)
+    loads = fake.fake_calls(b"cuLibraryLoadData")
+    assert loads > 2
     x, w = torch.ones(3, 4096, dtype=torch.bfloat16), torch.ones(4096, dtype=torch.bfloat16)
     out = fastnorms.rms_norm(x, w, 1e-5)
     assert (out.shape, out.dtype, out.stride()) == (x.shape, x.dtype, x.stride())
@@ -145,6 +149,25 @@ GPU_CALLS = """
     compiled = torch.compile(fastnorms.silu_and_mul, backend="aot_eager", fullgraph=True)
     assert compiled(torch.ones(7, 3072, dtype=torch.bfloat16)).shape == (7, 1536)
     assert fake.fake_launches() == 5
+    def add(out, *more):
+        return fastnorms.alone_add(x, x, out, 3 * 4096, 1.5, 64, *more)
+
+    try:
+        add(torch.empty_like(x))
+    except RuntimeError as error:
+        assert "needs `T` to be fp16; it is bf16" in str(error), error
+    x = x.half()
+    assert add(torch.empty_like(x)) is None  # the grid is the specification's
+    add(torch.empty_like(x), 8, 0, 5)
+    assert fake.fake_launches() == 7
+    def filled(out):
+        add(out)
+        return out + 1
+    compiled = torch.compile(filled, backend="aot_eager", fullgraph=True)
+    assert compiled(torch.zeros_like(x)).min() == 1
+    assert fake.fake_launches() == 8
+    assert fake.fake_calls(b"cuLibraryLoadData") == loads
+    x = x.bfloat16()
     for wrong, message in [
         ((x.float(), w), "compiled for arguments of these types (fp32[3, 4096], bf16[4096], -)"),
         ((torch.ones(3, 64, dtype=torch.bfloat16), w), "no kernels for these sizes (bf16[3, 64]"),
@@ -190,8 +213,10 @@ def test_pip_installs_the_project(project, tmp_path, drivers):
     run(CALLS, tmp_path / "installed", drivers)
 
 
-def test_the_project_is_the_same_whoever_writes_it(norms, project, tmp_path):
-    other = aot.wheel([norms], tmp_path / "other", name="fastnorms", namespace="norms")
+def test_the_project_is_the_same_whoever_writes_it(norms, kernel_alone, project, tmp_path):
+    other = aot.wheel(
+        [norms, kernel_alone], tmp_path / "other", name="fastnorms", namespace="norms"
+    )
     written = [
         {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
         for folder in (project, other)
@@ -228,8 +253,8 @@ def test_what_makes_no_project_is_refused(norms, tmp_path):
         aot.wheel([norms, norms], tmp_path / "out", name="fast")
     with pytest.raises(ArtifactError, match="cannot be read"):
         aot.wheel(tmp_path / "nothing", tmp_path / "out", name="fast")
-    plain = process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
-    with pytest.raises(ArtifactError, match="has no operators"):
+    plain = process.build(tmp_path / "pair", "pair", [cases.options_entry()])
+    with pytest.raises(ArtifactError, match=r"`count` of 'options' \(constexpr, int\) is what no"):
         aot.wheel(plain, tmp_path / "out", name="fast")
     with pytest.raises(ArtifactError, match="which no build wrote"):
         aot.wheel(norms, tmp_path, name="fast")

@@ -169,6 +169,7 @@ OPERATORS = """
     sys.path.insert(0, sys.argv[1])
     import fastnorms
 
+    fastnorms.preload()
     for x, w, expected in torch.load(sys.argv[2]):
         x, w = x.cuda(), w.cuda()
         assert torch.equal(fastnorms.rms_norm(x, w, 1e-6).cpu(), expected)

@@ -20,7 +20,7 @@ from gristmill.aot.c_names import identifier
 from gristmill.aot.c_tables import architectures
 from gristmill.aot.manifest import MANIFEST_FILE, Manifest
 from gristmill.aot.op_plans import OpKernels, build_ops
-from gristmill.aot.wheel_ops import wheel_op
+from gristmill.aot.wheel_ops import WheelOp, kernel_op, wheel_op
 from gristmill.aot.writing import check_place
 from gristmill.core.op import Op
 from gristmill.errors import ArtifactError, InvalidInputError
@@ -56,8 +56,10 @@ def wheel(
     `torch.compile`; they record no gradients.
 
     Args:
-        sources: artifacts' folders that `build_ops` wrote, or operators of the library (their
-            names, or what `op_kernels` made), or several of these.
+        sources: artifacts' folders, or operators of the library (their names, or what `op_kernels`
+            made), or several of these. Of an artifact, a kernel that none of its operators launches
+            is an operator by itself: `kernel(*its arguments, num_warps=0, num_stages=0,
+            grid_x=<the specification's>, grid_y=1, grid_z=1)`, which may write to every tensor.
         out: the project's folder, new or empty.
         name: the project's and the package's.
         namespace: in `torch.ops` (default: the name).
@@ -70,8 +72,8 @@ def wheel(
 
     Raises:
         InvalidInputError: a name is none, or operators are given without targets.
-        ArtifactError: an artifact is damaged, has no operators, or has what torch's stable
-            interface does not take; or the folder cannot be written to.
+        ArtifactError: an artifact is damaged, or has what torch's stable interface does not take;
+            or the folder cannot be written to.
         CompileError: as of `build_ops`.
     """
     namespace = name if namespace is None else namespace
@@ -144,11 +146,6 @@ def _manifest(folder: Path) -> Manifest:
             f"the artifact in {folder} is damaged: {damaged[0]} is missing or was changed. Build "
             "it again."
         )
-    if not any(form.rows for function in manifest.functions for form in function.forms):
-        raise ArtifactError(
-            f"the artifact in {folder} has no operators, whose calls a project could launch. "
-            "Build one with `build_ops`, or call its kernels with `load`."
-        )
     return manifest
 
 
@@ -160,9 +157,10 @@ def _write(
     version: str,
 ) -> None:
     manifests = [manifest for _, manifest in artifacts]
-    ops = [wheel_op(m, function, namespace) for m in manifests for function in m.functions]
-    for kind, found in (("artifacts", manifests), ("operators", ops)):
-        names = [one.name for one in found]
+    ops = [op for manifest in manifests for op in _ops(manifest, namespace)]
+    names_of = {"artifacts": [m.name for m in manifests]}
+    names_of["operators"] = ["preload", *(op.name for op in ops)]  # the project's own comes first
+    for kind, names in names_of.items():
         twice = sorted({one for one in names if names.count(one) > 1})
         if twice:
             raise ArtifactError(f"two {kind} are named {twice[0]!r}. Leave one of them out.")
@@ -185,6 +183,18 @@ def _write(
     for path, template in FILES.items():
         content = found.get_template(f"wheel/{template}.j2").render(scope)
         _write_text(draft / path.format(name=name), content)
+
+
+def _ops(manifest: Manifest, namespace: str) -> list[WheelOp]:
+    """An artifact's operators, and the kernels that none of them launches."""
+    functions = manifest.functions
+    rows = [row for function in functions for form in function.forms for row in form.rows]
+    launched = {launch.kernel for row in rows for launch in row.launches}
+    alone = [kernel for kernel in manifest.kernels if kernel.name not in launched]
+    return [
+        *(wheel_op(manifest, function, namespace) for function in functions),
+        *(kernel_op(manifest, kernel, namespace) for kernel in alone),
+    ]
 
 
 def _write_artifact(draft: Path, folder: Path, manifest: Manifest) -> None:

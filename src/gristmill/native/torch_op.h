@@ -72,6 +72,70 @@ inline int32_t dtype_of(int32_t element) {
     return -1;
 }
 
+/* The GPU that a call's tensors are on, found as they are read. */
+class Place {
+  public:
+    explicit Place(const char *name) : name_(name) {}
+
+    void add(const Tensor &tensor) {
+        const int32_t device = tensor.get_device_index();
+        STD_TORCH_CHECK(tensor.is_cuda() && (device_ < 0 || device == device_), name_,
+                        ": a tensor is on another device than the first one; all of a call are on "
+                        "one GPU. Move it there.");
+        device_ = device;
+    }
+    int32_t device() const { return device_; }
+
+    void *stream() const {
+        void *stream = nullptr;
+        STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, name_, ": this torch has no GPUs");
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+        return stream;
+    }
+
+  private:
+    const char *name_;
+    int32_t device_ = -1;
+};
+
+/* A call of a kernel: what its C function takes of torch's values. */
+class Launch {
+  public:
+    Launch(const char *name, const char *(*last_error)(void))
+        : place_(name), name_(name), last_error_(last_error) {}
+
+    /* `fixed`: the element type that it must have; 0: any. */
+    gristmill_pointer pointer(const Tensor &tensor, int32_t fixed) {
+        place_.add(tensor);
+        const int32_t element = element_of(tensor.scalar_type());
+        STD_TORCH_CHECK(element > 0 && (!fixed || element == fixed), name_,
+                        ": a tensor has another element type than the kernel was compiled for (code ",
+                        element, ", needed is ", fixed, ")");
+        return {tensor.data_ptr(), element};
+    }
+    gristmill_pointer pointer(const std::optional<Tensor> &tensor, int32_t fixed) {
+        return tensor ? pointer(*tensor, fixed) : gristmill_pointer{nullptr, GRISTMILL_NONE};
+    }
+    gristmill_descriptor descriptor(const Tensor &tensor, size_t rank) {
+        const gristmill_pointer found = pointer(tensor, 0);
+        const auto sizes = tensor.sizes(), strides = tensor.strides();
+        STD_TORCH_CHECK(sizes.size() == rank, name_, ": a tensor has ", sizes.size(),
+                        " dimensions; the kernel takes it with ", rank);
+        return {found.data, found.dtype, sizes.data(), strides.data()};
+    }
+    void *stream() {
+        guard_.emplace(place_.device());
+        return place_.stream();
+    }
+    void check(int32_t status) const { STD_TORCH_CHECK(status == GRISTMILL_OK, last_error_()); }
+
+  private:
+    Place place_;
+    const char *name_;
+    const char *(*last_error_)(void);
+    std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
 /* An operator of an artifact. */
 struct Op {
     const char *name;
@@ -83,14 +147,11 @@ struct Op {
 /* A call: its arguments are read in the schema's order, then it runs. */
 class Call {
   public:
-    Call(const Op &op, size_t operands) : op_(op), operands_(operands), kept_(operands) {}
+    Call(const Op &op, size_t operands)
+        : op_(op), place_(op.name), operands_(operands), kept_(operands) {}
 
     void add(const Tensor &tensor) {
-        const int32_t device = tensor.get_device_index();
-        STD_TORCH_CHECK(tensor.is_cuda() && (device_ < 0 || device == device_), op_.name,
-                        ": a tensor is on another device than the first one; all of a call are on "
-                        "one GPU. Move it there.");
-        device_ = device;
+        place_.add(tensor);
         kept_[count_] = tensor;
         read(count_++, tensor);
     }
@@ -105,7 +166,7 @@ class Call {
 
     /* The outputs. Arguments that no kernel was made for as they lie are made contiguous, once. */
     std::vector<Tensor> run(bool may_copy) {
-        torch::stable::accelerator::DeviceGuard guard(device_);
+        torch::stable::accelerator::DeviceGuard guard(place_.device());
         gristmill_op_plan plan = {};
         int32_t status = op_.plan(operands_.data(), &plan);
         if (status == GRISTMILL_NO_SPECIALISATION && may_copy && make_contiguous()) {
@@ -115,10 +176,7 @@ class Call {
         const size_t made = static_cast<size_t>(plan.outputs + plan.workspaces);
         std::vector<Tensor> tensors;
         for (size_t i = 0; i < made; i++) tensors.push_back(allocate(operands_[count_ + i]));
-        void *stream = nullptr;
-        STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, op_.name, ": this torch has no GPUs");
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
-        status = op_.run(operands_.data(), &plan, stream);
+        status = op_.run(operands_.data(), &plan, place_.stream());
         STD_TORCH_CHECK(status == GRISTMILL_OK, op_.last_error());
         tensors.erase(tensors.begin() + plan.outputs, tensors.end()); /* in stream order */
         return tensors;
@@ -152,17 +210,17 @@ class Call {
         AtenTensorHandle made = nullptr;
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
             operand.rank, operand.sizes, operand.strides, dtype_of(operand.dtype),
-            aoti_torch_device_type_cuda(), device_, &made));
+            aoti_torch_device_type_cuda(), place_.device(), &made));
         Tensor tensor(made);
         operand.data = tensor.data_ptr();
         return tensor;
     }
 
     const Op &op_;
+    Place place_;
     std::vector<gristmill_operand> operands_;
     std::vector<std::optional<Tensor>> kept_;
     size_t count_ = 0;
-    int32_t device_ = -1;
 };
 
 } // namespace gristmill
