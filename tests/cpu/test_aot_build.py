@@ -29,6 +29,9 @@ from gristmill.errors import (
 )
 
 ARCHS = ["sm_80", "sm_90", "gfx942"]
+# The goal is 15 s on two idle cores; docs/aot.md has what was measured. Machines that run tests are
+# shared, and this bound only tells a build that is broken.
+MAX_MATMUL_S = 120
 SCALARS = (
     aot.Kernel(aot_kernels.scalars)
     .spec(
@@ -198,6 +201,7 @@ def test_64_patterns_of_alignment_share_their_binaries(tmp_path):
     assert report.variants == report.compiled == 64 + 2
     assert report.binaries <= 40
     assert sum(len(data) for data in contents(report.folder).values()) < 2 << 20
+    assert report.seconds < MAX_MATMUL_S
     spilled = [v for v in report.manifest.kernels[0].variants if v.usage.spill_bytes]
     assert spilled == []
 

@@ -23,9 +23,6 @@ from gristmill.aot.inspection import faults
 VECTOR_ADD = EXAMPLES / "vector_add"
 MOE = EXAMPLES / "fused_moe"
 sys.path.append(str(MOE))
-# The goal is 15 s on two idle cores; docs/aot-operators.md has what was measured. CI machines are
-# shared, and this bound only tells a build that is broken.
-MAX_MATMUL_S = 120
 
 
 def needs(*tools):
@@ -107,14 +104,6 @@ def test_the_cuda_program_compiles_without_a_warning_and_runs(add, drivers, tmp_
     done = answer(tmp_path / "main", drivers)
     assert done.returncode == 77
     assert "there is no device" in done.stderr
-
-
-def test_64_patterns_of_the_matmul_are_few_binaries(tmp_path):
-    said = examples.built("matmul", tmp_path / "matmul", "sm_90")
-    assert said["variants"] == 64 + 2  # and the fall-backs for 64-bit sizes
-    assert said["binaries"] <= 40
-    assert said["size_bytes"]["sm_90"] < 2 << 20
-    assert said["seconds"] < MAX_MATMUL_S
 
 
 # ------------------------------------------------------------------------------------- fused_moe

@@ -265,6 +265,17 @@ def test_what_no_kernel_computes_is_refused_with_the_reasons():
         aot.op_kernels("rms_norm", "sm_86")
 
 
+def test_numbers_that_conditions_keep_within_32_bits_are_compiled_for_no_others():
+    """A kernel with descriptors does not compile for 64-bit sizes."""
+    made = aot.op_kernels("matmul", "sm_90", problems=[matmul.problem_of(512, 4096, 512)])
+    (tma, *_) = (k for k in made.kernels if k.name.startswith("matmul_fwd_persistent_tma"))
+    assert tma.given["M"] == aot.Int(widths=[32])
+    made = aot.op_kernels("rms_norm", "sm_90", problems=[rms_norm.problem_of((64, 512))])
+    strided = [k for k in made.kernels if k.given["stride_0"] == aot.Int()]
+    assert strided
+    assert all(k.given["n_rows"] == aot.Int(widths=[32]) for k in strided)
+
+
 def test_alignment_is_a_condition_where_a_launcher_asks_for_it():
     problem = matmul.problem_of(512, 4096, 512)
     made = aot.op_kernels("matmul", "sm_90", problems=[problem])

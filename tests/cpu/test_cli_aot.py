@@ -21,7 +21,6 @@ from gristmill.aot.manifest import MANIFEST_FILE
 from gristmill.aot.manifest_json import to_text
 from gristmill.cli.app import app
 from gristmill.errors import ArtifactError
-from gristmill.specs import rms_norm
 
 SPEC = """
 from gristmill import aot
@@ -254,9 +253,14 @@ def test_what_does_not_compile_is_said_and_the_rest_is_written(tmp_path, run):
 
 
 def test_wheel_writes_a_project_of_operators(built, tmp_path, run):
-    folder = tmp_path / "norms"
-    problems = {"rms_norm": [rms_norm.problem_of((64, 512))]}
-    aot.build_ops(folder, "rms_norm", "sm_90", problems=problems)
+    folder, file = tmp_path / "norms", tmp_path / "spec.py"
+    file.write_text(
+        "from gristmill import aot\nfrom gristmill.specs.rms_norm import problem_of\n"
+        "OPS = aot.op_kernels('rms_norm', 'sm_90', problems=[problem_of((64, 512))])\n"
+        "TARGETS = 'sm_90'\n"
+    )
+    said = json.loads(run("build", file, "-o", folder, "--json").stdout)
+    assert said["operators"] == ["rms_norm"]
     shown = json.loads(run("inspect", folder, "--json").stdout)
     assert shown["operators"]["rms_norm"] >= 2
     assert "operator rms_norm: " in run("inspect", folder).stdout

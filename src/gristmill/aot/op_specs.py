@@ -98,7 +98,7 @@ def _spec(passed: Passed, type_: str, block: Sequence[int]) -> Spec:
     if type_ == "bool":
         return Bool()
     if not passed.source.isdecimal():
-        return Int()
+        return Int(widths=[32] if type_ == "i32" else None)
     number = int(passed.source)
     one_class = 1 if number == 1 else ALIGNMENT_BYTES if number % ALIGNMENT_BYTES == 0 else None
     return Int([one_class], widths=[32 if number < NARROW else 64])

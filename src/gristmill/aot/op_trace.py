@@ -24,8 +24,13 @@ SMALL = 2.0**-10  # in place of a float that is 0
 
 @record
 class TracedLaunch:
-    """A launch in expressions: `passed` for the kernel's run-time parameters, in order; `blocks` of
-    descriptors, by their place among them."""
+    """A launch in expressions.
+
+    Attributes:
+        passed: for the kernel's run-time parameters, in order.
+        types: theirs: element types, `bool`, `i32` (the conditions keep it within 32 bits), `int`.
+        blocks: of those that are descriptors.
+    """
 
     kernel: Any
     passed: tuple[Passed, ...]
@@ -199,7 +204,8 @@ class _Run:
         if isinstance(arg, float):
             return Passed("constant", value=arg), "fp32", ()
         if isinstance(arg, torch.SymInt) and self.tracer.symbols(arg):
-            return Passed("integer", self.tracer.text(arg)), "int", ()
+            type_ = "i32" if self.tracer.is_narrow(arg) else "int"
+            return Passed("integer", self.tracer.text(arg)), type_, ()
         return Passed("integer", str(int(arg))), "int", ()
 
     def _name(self, tensor: torch.Tensor) -> str:

@@ -88,6 +88,10 @@ class Tracer:
         expression = self._env.replace(value.node.expr)
         return frozenset(self._names[symbol] for symbol in expression.free_symbols)
 
+    def is_narrow(self, value: torch.SymInt) -> bool:
+        """Whether what was asked so far keeps a number within 32 bits."""
+        return bool(self._env.bound_sympy(value.node.expr).upper < 1 << 31)
+
     def tensor(self, name: str, of: torch.Tensor) -> OpTensor:
         """An output or a piece of workspace, in expressions."""
         shape, strides = (tuple(map(self.text, part)) for part in (of.shape, of.stride()))

@@ -68,8 +68,8 @@ def build(
         k for v in named.values() if isinstance(v, (list, tuple)) for k in v if _is_kernel(k)
     )
     kernels = list({id(kernel): kernel for kernel in kernels}.values())
-    ops = named.get("OPS", ())
-    targets = target or list(named.get("TARGETS", ()))
+    ops = _listed(named.get("OPS", ()))
+    targets = target or _listed(named.get("TARGETS", ()))
     if not targets:
         raise InvalidInputError(
             f"no architecture is named: there is no `--target`, and {spec} has no TARGETS. Add "
@@ -84,7 +84,7 @@ def build(
     failed = None
     try:
         if ops:
-            report = aot.build_ops(folder, list(ops), targets, kernels=kernels, jobs=jobs)
+            report = aot.build_ops(folder, ops, targets, kernels=kernels, jobs=jobs)
         else:
             report = aot.build(folder, kernels, targets, jobs=jobs)
     except IncompleteBuildError as error:
@@ -241,6 +241,11 @@ def _run(spec: Path) -> dict[str, Any]:
     finally:
         sys.path.remove(folder)
     return {name: value for name, value in found.items() if not name.startswith("_")}
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value or several."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _is_kernel(value: Any) -> bool:
