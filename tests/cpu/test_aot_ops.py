@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 import torch
+import triton
 
 from gristmill import aot
 from gristmill.aot import expressions, op_plans
@@ -320,3 +321,31 @@ def test_a_question_that_no_comparison_asks_is_refused():
     with pytest.raises(expressions.UntraceableError):
         expressions.text(sympy.sin(a), names)
     assert expressions.conditions(sympy.Gt(a, 3), names) == [Condition("3", "<", "a")]
+
+
+@pytest.mark.parametrize(
+    ("problems", "words"),
+    [
+        ({"rmsnorm": []}, ["'rmsnorm'", "Did you mean 'rms_norm'"]),
+        ({"rms_norm": [(64, 4096)]}, ["[(64, 4096)]", "problem_of"]),
+        ([1], ["list", "mapping"]),
+    ],
+)
+def test_problems_that_are_none_are_refused(problems, words, tmp_path):
+    with pytest.raises(InvalidInputError) as caught:
+        aot.build_ops(tmp_path / "out", "rms_norm", "sm_90", problems=problems)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_kernels_that_are_no_specifications_are_refused(tmp_path):
+    import aot_kernels
+
+    kernel = next(v for v in vars(aot_kernels).values() if isinstance(v, triton.JITFunction))
+    for given in (kernel, [kernel], "text"):
+        with pytest.raises(InvalidInputError, match=r"aot.Kernel"):
+            aot.build(tmp_path / "out", given, ["sm_90"])
+    with pytest.raises(InvalidInputError, match="h100 is sm_90"):
+        aot.Kernel(kernel).build(tmp_path / "out", targets="h100")
+    with pytest.raises(InvalidInputError, match="`targets` is 90"):
+        aot.build(tmp_path / "out", [], 90)

@@ -79,7 +79,6 @@ def variants():
     yield (torch.randn(4, 8).half(), 1.0)
     yield (torch.randn(4, 8).bfloat16(), 1.0)
     yield (torch.randn(33)[1:].view(4, 8), 1.0)
-    yield (torch.nn.Parameter(x.clone(), requires_grad=False), 1.0)
     yield (torch.randn(1, 4, 8), 1.0)
     yield (x, 2.0)
     yield (x, 1)
@@ -104,6 +103,8 @@ def test_other_tensors_of_one_key_are_one_call():
     table.add((torch.empty(4, 8), 0.5), lambda x, s: (x, s))
     x = torch.randn(4, 8)
     assert table(x, 0.5)[0] is x
+    weight = torch.nn.Parameter(torch.randn(4, 8), requires_grad=False)
+    assert table(weight, 0.5)[0] is weight  # the same memory to a kernel
     table.add((torch.empty(4, 8), 0.5), lambda x, s: "newer")
     assert table(x, 0.5) == "newer"
     assert len(table) == 1
@@ -120,11 +121,13 @@ class Subclass(torch.Tensor):
         torch.randn(4, dtype=torch.complex64).conj().imag,
         torch.empty(4, device="meta"),
         torch.randn(4, 4).to_sparse(),
+        torch._efficientzerotensor((4,)),
+        torch.randn(4, dtype=torch.complex64),
         [1, 2],
         1 << 70,
         object(),
     ],
-    ids=["subclass", "negated", "meta", "sparse", "list", "huge", "object"],
+    ids=["subclass", "negated", "meta", "sparse", "zeros", "complex", "list", "huge", "object"],
 )
 def test_what_has_no_key_is_left_to_python(value):
     table = calls().Table()

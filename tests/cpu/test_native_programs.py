@@ -71,6 +71,36 @@ def test_entries_are_let_go():
     assert gone() is None
 
 
+def test_garbage_that_uses_a_table_while_it_grows():
+    """Making an entry may collect garbage, whose destructors may add, and clear."""
+    table = calls().Table()
+
+    class Adds:
+        def __init__(self, clears):
+            self.cycle, self.clears = self, clears
+
+        def __del__(self):
+            if self.clears:
+                table.clear()
+            for n in range(100, 140):
+                table.add((torch.empty(n),), len)
+
+    before = gc.get_threshold()
+    try:
+        for threshold in range(1, 40):
+            table.clear()
+            gc.collect()
+            Adds(clears=threshold % 2 == 0)
+            gc.set_threshold(threshold)
+            for n in range(1, 30):
+                table.add((torch.empty(n),), len)
+            gc.set_threshold(*before)
+            known = [n for n in range(1, 140) if table.knows((torch.empty(n),))]
+            assert len(table) == len(known)
+    finally:
+        gc.set_threshold(*before)
+
+
 def test_a_call_may_clear_its_own_table():
     table, x = calls().Table(), torch.empty(3)
 

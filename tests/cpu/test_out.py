@@ -91,6 +91,24 @@ def test_in_a_compiled_function(norm):
     torch.testing.assert_close(out, norm(X, W))
 
 
+def test_autograd_is_told_what_was_overwritten(norm):
+    out = torch.empty_like(X)
+    w = torch.randn(6, 64, requires_grad=True)
+    norm(X, W, out=out)
+    if calls() is not None:
+        norm._outs.add((X, W, 1e-6, out), lambda *given: given[-1])
+    for written in (lambda: norm(X[:6], W, out=out), lambda: norm(X + 0, W, out=out)):
+        before = out._version
+        loss = (out * w).sum()
+        written()
+        assert out._version > before
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    with torch.inference_mode():
+        inference = torch.empty(6, 64)
+        assert norm(X, W, out=inference) is inference
+
+
 @pytest.mark.skipif(calls() is None, reason="needs a C compiler")
 def test_a_program_takes_it_in_c(norm):
     out, seen = torch.empty_like(X), []

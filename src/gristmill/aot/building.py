@@ -104,7 +104,12 @@ def build(
         CompileError: none does; nothing is written.
     """
     started = time.monotonic()
-    listed = [kernels] if isinstance(kernels, Specification) else list(kernels)
+    listed = specifications(kernels)
+    if not isinstance(targets, (str, list, tuple)):
+        raise InvalidInputError(
+            f"`targets` is {targets!r}; it needs an architecture or a list of them. Pass "
+            '`["sm_90"]`, say.'
+        )
     archs = list(dict.fromkeys([targets] if isinstance(targets, str) else targets))
     _check(listed, archs, jobs)
     expansions = [Expansion(kernel, archs) for kernel in listed]
@@ -132,6 +137,22 @@ def build(
     if failures:
         warnings.warn(_summary(failures), UserWarning, stacklevel=2)
     return report
+
+
+def specifications(kernels: Any) -> list[Specification]:
+    """One or several kernels as a list, checked: a kernel of Triton's is no specification.
+
+    Raises:
+        InvalidInputError: it is, or something else.
+    """
+    listed = list(kernels) if isinstance(kernels, (list, tuple)) else [kernels]
+    for kernel in listed:
+        if not isinstance(kernel, Specification):
+            raise InvalidInputError(
+                f"`kernels` has {type(kernel).__name__}; it takes `aot.Kernel`s. Write "
+                "`aot.Kernel(function).spec(...)`."
+            )
+    return listed
 
 
 def _check(kernels: Sequence[Specification], archs: Sequence[str], jobs: int | None) -> None:

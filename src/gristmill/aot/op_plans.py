@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gristmill.aot.building import TIMEOUT_S, BuildReport, build
+from gristmill.aot.building import TIMEOUT_S, BuildReport, build, specifications
 from gristmill.aot.functions import Condition, OpForm, OpFunction, OpLaunch, Row
 from gristmill.aot.kernel import Kernel
 from gristmill.aot.op_choice import Chosen, Plans, Source, chosen, source_of, target_of
@@ -27,7 +27,7 @@ from gristmill.core.plan import Objective
 from gristmill.core.problem import Problem
 from gristmill.core.registry import load
 from gristmill.core.target import Target
-from gristmill.errors import InvalidInputError, UnsupportedProblemError
+from gristmill.errors import InvalidInputError, UnsupportedProblemError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def build_ops(
     targets: str | Sequence[str],
     *,
     kernels: Sequence[Kernel] = (),
-    problems: Mapping[str, Iterable[Problem]] | None = None,
+    problems: Mapping[str, Sequence[Problem]] | None = None,
     plans: Plans = None,
     jobs: int | None = None,
     strict: bool = True,
@@ -109,7 +109,8 @@ def build_ops(
     `op_kernels`, and so are the errors.
     """
     listed = [ops] if isinstance(ops, (Op, str, OpKernels)) else list(ops)
-    given = problems or {}
+    given = _by_operator(problems, [_name(one) for one in listed])
+    further = specifications(kernels) if kernels else []
     made = []
     for one in listed:
         if not isinstance(one, OpKernels):
@@ -118,7 +119,7 @@ def build_ops(
         made.append(one)
     if not made:
         raise InvalidInputError("there are no operators to build. Name one.")
-    all_kernels = [*(kernel for one in made for kernel in one.kernels), *kernels]
+    all_kernels = [*(kernel for one in made for kernel in one.kernels), *further]
     return build(
         out,
         all_kernels,
@@ -129,6 +130,33 @@ def build_ops(
         name=name,
         functions=tuple(one.function for one in made),
     )
+
+
+def _name(op: Op | str | OpKernels) -> str:
+    if isinstance(op, OpKernels):
+        return op.function.name
+    return op if isinstance(op, str) else op.name
+
+
+def _by_operator(problems: Any, names: Sequence[str]) -> dict[str, list[Problem]]:
+    """The problems of each operator, checked."""
+    if not isinstance(problems, Mapping | None):
+        raise InvalidInputError(
+            f"`problems` is {type(problems).__name__}; it needs a mapping from operators to "
+            'lists of problems. Pass `{"rms_norm": [problem_of(...)]}`, say.'
+        )
+    for name, listed in (problems or {}).items():
+        if name not in names:
+            raise InvalidInputError(
+                f"`problems` names {name!r}; the operators are {', '.join(names)}. Name one "
+                f"of them.{did_you_mean(str(name), names)}"
+            )
+        if not isinstance(listed, (list, tuple)) or not all(isinstance(p, Problem) for p in listed):
+            raise InvalidInputError(
+                f"`problems[{name!r}]` is {listed!r}; it needs a list of problems. Make them with "
+                "`problem_of` of the operator's spec, or take a workload's."
+            )
+    return {name: list(listed) for name, listed in (problems or {}).items()}
 
 
 class _Builder:

@@ -176,7 +176,7 @@ def diff(first: Artifact, second: Artifact, as_json: Json = False) -> None:
 
 @app.command(
     help="Write a project that installs operators as torch.ops.<namespace>.<operator>, with no "
-    "Triton. A source is an operator's name, or an artifact's folder that has operators."
+    "Triton. A source is an operator's name, or an artifact's folder."
 )
 def wheel(
     sources: Annotated[

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from gristmill.compile.executor import EXECUTOR
-from gristmill.compile.hot import code
-from gristmill.compile.programs import Maker, program, ready
+from gristmill.compile.hot import bind_launch, code
+from gristmill.compile.programs import Maker, program
 from gristmill.core.config import Config
 from gristmill.core.implementation import Implementation
-from gristmill.core.launch import Launch
 from gristmill.core.problem import TensorSpec
 
 BoundCall = Callable[..., Any]
@@ -51,14 +50,19 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
     made = [*outputs, *workspace]
     makers = [_maker(tensor, values) for tensor in made]
     slots = [v if isinstance(v, torch.Tensor) else None for v in (*values, *made)]
-    bound = _bound(launches, slots, device)
-    if not bound:
+    loaded = EXECUTOR.load(launches, device)
+    if not loaded:
         return _unbound(implementation, config)
+    held = [slot for slot in slots if slot is not None]
+    bound = [bind_launch(launch, kernel, held, device) for launch, kernel in loaded]
     scope: dict[str, Any] = {f"launch_{i}": function for i, function in enumerate(bound)}
     results = [f"made_{i}" for i in range(len(made))]
     slot_names = [*names, *results]
-    held = [n for n, slot in zip(slot_names, slots, strict=True) if slot is not None]
-    addresses = ", ".join(f"{name}.data_ptr()" for name in held)
+    addresses = ", ".join(
+        f"{name}.data_ptr()"
+        for name, slot in zip(slot_names, slots, strict=True)
+        if slot is not None
+    )
     source = SOURCE.format(
         names=", ".join(names),
         allocate="; ".join(
@@ -74,7 +78,7 @@ def bind(implementation: Implementation, config: Config, values: tuple[Any, ...]
         scope["current"] = torch._C._cuda_getDevice
     exec(code(source), scope)
     call = scope["call"]
-    call.program = _program(launches, makers, slots, len(values), len(outputs), device)
+    call.program = program(len(values), len(outputs), makers, loaded, slots)
     return call
 
 
@@ -99,39 +103,13 @@ def program_into(
     arguments = (*values, *outputs)
     makers = [_maker(tensor, arguments) for tensor in workspace]
     slots = [v if isinstance(v, torch.Tensor) else None for v in (*arguments, *workspace)]
-    given = len(outputs)
-    return _program(launches, makers, slots, len(arguments), 0, device, given)
+    loaded = EXECUTOR.load(launches, device)
+    return program(len(arguments), 0, makers, loaded, slots, len(outputs)) if loaded else None
 
 
 def program_of(call: BoundCall) -> Any:
     """What a table of the C module runs for a bound call: its program, if it has one."""
     return getattr(call, "program", None) or call
-
-
-def _bound(
-    launches: list[Launch], slots: list[torch.Tensor | None], device: torch.device
-) -> list[Callable[..., None]]:
-    """Each launch as a function of the slots' addresses; none where there is nothing to bind."""
-    tensors = [slot for slot in slots if slot is not None]
-    bound = [EXECUTOR.bind(launch, tensors, device) for launch in launches]
-    return [function for function in bound if function is not None]
-
-
-def _program(
-    launches: list[Launch],
-    makers: list[Maker],
-    slots: list[torch.Tensor | None],
-    arguments: int,
-    outputs: int,
-    device: torch.device,
-    given: int = 0,
-) -> Any:
-    if device.type != "cuda" or ready() is None:
-        return None
-    with torch.cuda.device(device):
-        kernels = [EXECUTOR.loaded(launch) for launch in launches]
-    loaded = list(zip(launches, kernels, strict=True))
-    return program(arguments, outputs, makers, loaded, slots, given)
 
 
 def _unbound(implementation: Implementation, config: Config) -> BoundCall:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from gristmill.compile.hot import bind_launch, descriptor
+from gristmill.compile.hot import descriptor
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.core.target import Target
 from gristmill.errors import CompileError
@@ -193,17 +193,15 @@ class Executor:
         kernel._init_handles()
         return kernel
 
-    def bind(
-        self, launch: Launch, slots: Sequence[torch.Tensor], device: torch.device
-    ) -> Callable[..., None] | None:
-        """A function that launches again, given new addresses for `slots` (see `hot.bind_launch`).
-
-        `None` where there is nothing to bind: the interpreter runs launches one by one.
-        """
-        if _is_interpreted(launch):
-            return None
+    def load(
+        self, launches: Sequence[Launch], device: torch.device
+    ) -> list[tuple[Launch, CompiledKernel]]:
+        """Launches with their kernels, loaded on this device. Empty where one of them cannot be
+        bound: the interpreter runs launches one by one."""
+        if any(map(_is_interpreted, launches)):
+            return []
         with torch.cuda.device(device):
-            return bind_launch(launch, self.loaded(launch), slots, device)
+            return [(launch, self.loaded(launch)) for launch in launches]
 
 
 EXECUTOR = Executor()

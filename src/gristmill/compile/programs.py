@@ -150,7 +150,8 @@ def _packed(
             image.scalar(kind, arg)
     for _ in ("global scratch", "profile scratch"):
         image.add(bytes(POINTER_BYTES), POINTER_BYTES)
-    if image.sizes != declared_sizes(kernel.asm["ptx"]):
+    ptx = kernel.asm.get("ptx")  # a setting of Triton's keeps binaries alone
+    if ptx is None or image.sizes != declared_sizes(ptx):
         raise Unfit("other parameters than the binary has")
     return (
         kernel.function,

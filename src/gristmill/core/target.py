@@ -90,6 +90,19 @@ _COMPILED = {
     **{f"gfx{name}": ("hip", 32) for name in (1100, 1101, 1102, 1200, 1201, 1250)},
 }
 
+_PRODUCTS = {
+    "a100": "sm_80", "l40s": "sm_89", "h100": "sm_90", "h200": "sm_90", "b200": "sm_100",
+    "mi250x": "gfx90a", "mi300x": "gfx942", "mi355x": "gfx950",
+}  # fmt: skip
+
+
+def _likely(name: str) -> str:
+    """A product's architecture, or near names of architectures."""
+    product = _PRODUCTS.get(name.lower())
+    if product is not None:
+        return f" {name} is {product}."
+    return did_you_mean(name, _COMPILED) if name.startswith(("sm", "gfx")) else ""
+
 
 def compile_target(arch: str) -> Target:
     """What compiling for an architecture takes, and no more: vendor, architecture and warp size.
@@ -100,7 +113,7 @@ def compile_target(arch: str) -> Target:
     if arch not in _COMPILED:
         raise InvalidInputError(
             f"a target is {arch!r}; kernels can be compiled for {', '.join(_COMPILED)}. Name "
-            f"one of them.{did_you_mean(str(arch), _COMPILED)}"
+            f"one of them.{_likely(str(arch))}"
         )
     vendor, warp_size = _COMPILED[arch]
     return Target(vendor, arch, name=arch, num_sms=0, warp_size=warp_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -36,13 +37,23 @@ def built(
     digest = hashlib.sha256(" ".join((*FLAGS, *flags, suffix)).encode() + b"\0" + told)
     file = f"{name}-{digest.hexdigest()[:20]}{suffix}"
     kept = settings.current().cache_dir / "native"
-    if (kept / file).exists():
-        return kept / file
     try:
-        kept.mkdir(parents=True, exist_ok=True)
-        return _compile(source, flags, kept, file)
-    except PermissionError:  # a folder that is only read: for this process alone
-        return _compile(source, flags, Path(tempfile.mkdtemp(prefix="gristmill-")), file)
+        if not (kept / file).exists():
+            kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _compile(source, flags, kept, file)
+        if _is_ours(kept) and _is_ours(kept / file):
+            return kept / file
+    except OSError:  # a folder that is only read, a full disk
+        pass
+    alone = Path(tempfile.mkdtemp(prefix="gristmill-"))  # for this process
+    atexit.register(shutil.rmtree, alone, ignore_errors=True)
+    return _compile(source, flags, alone, file)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nobody but this user, or root, can have put code there."""
+    found = path.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
 
 
 def _compile(source: Path, flags: Sequence[str], folder: Path, name: str) -> Path:
@@ -62,6 +73,7 @@ def _compile(source: Path, flags: Sequence[str], folder: Path, name: str) -> Pat
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line]
             raise ImportError(f"{compiler[0]} failed: {(lines or ['no message'])[0]}")
+        Path(draft).chmod(0o700)
         Path(draft).replace(folder / name)  # whole, whoever else builds it
     finally:
         Path(draft).unlink(missing_ok=True)

@@ -30,14 +30,13 @@ typedef struct {
   Launch *launch;
 } Program;
 
-static int program_clear(Program *self) {
+static void program_clear(Program *self) {
   for (int i = 0; i < self->made; i++) {
     Py_CLEAR(self->maker[i].function);
     Py_CLEAR(self->maker[i].arguments);
     Py_CLEAR(self->maker[i].keywords);
   }
   Py_CLEAR(self->owner);
-  return 0;
 }
 
 static int program_traverse(Program *self, visitproc visit, void *arg) {
@@ -381,18 +380,7 @@ static PyObject *table_add(Table *self, PyObject *args) {
   if (!PyArg_ParseTuple(args, "O!O", &PyTuple_Type, &values, &run)) return NULL;
   Py_ssize_t count = PyTuple_GET_SIZE(values);
   if (!read_key(&key, &PyTuple_GET_ITEM(values, 0), count, self->checked)) Py_RETURN_FALSE;
-  if (4 * (self->used + 1) > 3 * self->size &&
-      !rebuild(self, self->size ? 2 * self->size : 16, 0))
-    return NULL;
-  uint64_t hash = hash_of(&key);
-  Entry *entry = find(self, &key, hash);
-  if (entry->run != NULL) {
-    PyObject *old = entry->run;
-    entry->run = Py_NewRef(run);
-    Py_DECREF(old);
-    Py_RETURN_TRUE;
-  }
-  PyObject *kept = PyList_New(0);
+  PyObject *kept = PyList_New(0); /* first: it may collect garbage, whose destructors may come here */
   uint64_t *word = PyMem_Malloc(sizeof(uint64_t) * (size_t)key.words);
   int good = kept != NULL && (word != NULL || PyErr_NoMemory() != NULL);
   for (Py_ssize_t i = 0; good && i < count; i++)
@@ -403,6 +391,24 @@ static PyObject *table_add(Table *self, PyObject *args) {
     return NULL;
   }
   memcpy(word, key.word, sizeof(uint64_t) * (size_t)key.words);
+  uint64_t hash = hash_of(&key);
+  Entry *entry = find(self, &key, hash);
+  if (entry != NULL && entry->run != NULL) {
+    PyObject *old = entry->run;
+    entry->run = Py_NewRef(run);
+    PyMem_Free(word);
+    Py_DECREF(kept);
+    Py_DECREF(old); /* last: its destructor may come here too */
+    Py_RETURN_TRUE;
+  }
+  if (4 * (self->used + 1) > 3 * self->size) {
+    if (!rebuild(self, self->size ? 2 * self->size : 16, 0)) { /* lets go of nothing */
+      PyMem_Free(word);
+      Py_DECREF(kept);
+      return NULL;
+    }
+    entry = find(self, &key, hash);
+  }
   *entry = (Entry){hash, self->ages++, key.words, word, kept, Py_NewRef(run)};
   self->used++;
   Py_RETURN_TRUE;
@@ -511,8 +517,7 @@ static PyType_Slot program_slots[] = {
                 "launches. `given`: as many of the last arguments\nare the outputs."},
     {Py_tp_new, program_new},
     {Py_tp_dealloc, program_dealloc},
-    {Py_tp_traverse, program_traverse},
-    {Py_tp_clear, program_clear},
+    {Py_tp_traverse, program_traverse}, /* no tp_clear: cycles end at a table or a function */
     {0, NULL}};
 static PyType_Spec program_spec = {"gristmill.native.Program", sizeof(Program), 0,
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, program_slots};

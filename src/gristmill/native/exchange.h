@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-enum { KIND_CPU = 1, KIND_CUDA = 2, EXCHANGE_MAJOR = 1 };
+enum { KIND_CPU = 1, KIND_CUDA = 2, COMPLEX = 5, EXCHANGE_MAJOR = 1 };
 
 typedef struct {
   void *data;

@@ -55,11 +55,11 @@ static int put_tensor(Key *key, int index, PyObject *value, int grad) {
   TensorView view;
   if (!plain_view(value, &view, grad)) return 0;
   if (view.ndim < 0 || key->words + 2 + 2 * view.ndim > MAX_WORDS || view.strides == NULL) return 0;
+  if (view.code == COMPLEX) return 0; /* it may be a conjugate, which is not told here */
   uint64_t *word = key->word + key->words;
   uint64_t aligned = gm_address(&view) & 15;
   *word++ = TAG_TENSOR | (uint64_t)view.code << 8 | (uint64_t)view.bits << 16 |
-            (uint64_t)(Py_TYPE(value) == parameter_type) << 24 | aligned << 28 |
-            (uint64_t)view.lanes << 32 | (uint64_t)(uint32_t)view.ndim << 48;
+            aligned << 28 | (uint64_t)view.lanes << 32 | (uint64_t)(uint32_t)view.ndim << 48;
   *word++ = (uint64_t)(uint32_t)view.device_type << 32 | (uint32_t)view.device_id;
   uint64_t last = 0, empty = 0;
   for (int i = 0; i < view.ndim; i++) {
@@ -68,6 +68,7 @@ static int put_tensor(Key *key, int index, PyObject *value, int grad) {
     empty |= view.shape[i] == 0;
   }
   for (int i = 0; i < view.ndim; i++) *word++ = (uint64_t)view.strides[i];
+  if (gm_address(&view) == 0 && !empty) return 0; /* zeros without memory, say */
   key->bytes[index] = empty ? 0 : (last + 1) * view.bits * view.lanes / 8;
   key->words = (int)(word - key->word);
   key->pointer[index] = gm_address(&view);

@@ -59,7 +59,7 @@ class Dispatcher:
         self._built: dict[Any, BoundCall] = {}
         self._sites: WeakSet[Site] = WeakSet()
         self._turn = 0  # how often plans have changed
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what is let go under it may call an op
         self.overload = registered(op)
         self._tables = _tables()
         self.direct = direct_function(
@@ -231,7 +231,7 @@ class Dispatcher:
             self.bound.clear()
             for table in self._tables.values():
                 table.clear()
-            for site in self._sites:
+            for site in list(self._sites):
                 site.forget()
 
     def is_native(self, plan: Plan) -> bool:

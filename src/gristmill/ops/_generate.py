@@ -32,7 +32,7 @@ FAST_OUT = """
         if forward_ad._current_level < 0:
             done = {fast}({names}, out)
             if done is not MISS:
-                return done
+                return written(done)
 """
 # Dynamo knows `compiling()`, and traces the registered op. Elsewhere it is one cheap call. The
 # level of forward mode is known while Dynamo traces alone: what it compiles does not set it.
@@ -88,7 +88,7 @@ def __call__(self, {signature}, *, out=None):
 # What the templates name, beside `SCOPE`: no argument can.
 TAKEN = {
     "MISS", "call", "copied", "defaults", "direct", "done", "fast", "fits", "lookup", "made", "out",
-    "overload", "reference", "self", "site", "slow",
+    "overload", "reference", "self", "site", "slow", "written",
 }  # fmt: skip
 FACTS = """
 def facts({signature}):
@@ -156,6 +156,7 @@ def bound_function(
     direct: Callable[..., Any],
     native: bool,
     copied: Callable[[Any, Any], Any],
+    written: Callable[[Any], Any],
 ) -> Callable[..., Any]:
     """`__call__` of a bound operator: what it is bound to, where the key is its `_call_key`, else
     the direct call. `native`: it is bound to a call of torch's own, which takes whatever has the
@@ -165,7 +166,7 @@ def bound_function(
     known = {"fits": fits, "place": place, "overload": overload, "direct": direct}
     fast = _fast(op, FAST, "self._table", calls())
     into = _fast(op, FAST_OUT, "self._outs", calls())["fast_path"]
-    return _make(BOUND, op, **fast, fast_out=into, copied=copied, **known)
+    return _make(BOUND, op, **fast, fast_out=into, copied=copied, written=written, **known)
 
 
 def _fast(op: Op, template: str, name: str, table: Any) -> dict[str, Any]:

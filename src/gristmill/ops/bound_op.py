@@ -116,18 +116,22 @@ class BoundOp:
         """A call whose outputs are given, checked."""
         op, outs = self._dispatch.op, out if isinstance(out, tuple) else (out,)
         values = op.bind(args)
-        problem = op.problem(values)
-        _check_outs(op.name, values, outs, op.outputs(problem), op.device(values))
-        table, given = self._outs, (*values, *outs)
-        if table is not None and problem == self.problem and is_plain():
+        _check_outs(op.name, values, outs, op.outputs(op.problem(values)), op.device(values))
+        table, given, candidate = self._outs, (*values, *outs), self.plan.candidate
+        if table is not None and is_plain() and self._is_for(values):
             if not table.knows(given):
-                chosen = implementation(op.name, self.implementation)
-                program = program_into(chosen, self.config, values, outs)
+                chosen = implementation(op.name, candidate.implementation)
+                program = program_into(chosen, candidate.config, values, outs)
                 if program is not None:
                     table.add(given, program)
             if table(*given) is not calls().MISS:
-                return out
+                return written(out)
         return copied(self._dispatch.direct(*values), out)
+
+    def _is_for(self, values: tuple[Any, ...]) -> bool:
+        """Whether checked arguments are of this operator's problem and device."""
+        op = self._dispatch.op
+        return op.device(values) == self._device and op.problem(values) == self.problem
 
     def reselect(self) -> None:
         """Use the plan that there is now: from the next call on, which binds it. From any thread.
@@ -163,7 +167,7 @@ class _Changing(BoundOp):
         if not torch.compiler.is_compiling():
             values = dispatch.op.bind(args, kwargs)
             plain = all(type(v) in PLAIN_TYPES for v in values if isinstance(v, torch.Tensor))
-            if plain and dispatch.op.problem(values) == self.problem:
+            if plain and self._is_for(values):
                 self._take(plan, values)
                 self.__class__ = cast("Any", _bound_class(dispatch, dispatch.is_native(plan)))
             if out is not None:
@@ -175,7 +179,7 @@ class _Changing(BoundOp):
 @functools.cache
 def _bound_class(dispatch: Dispatcher, native: bool) -> type[BoundOp]:
     """Bound operators of one op: with a `__call__` generated from its schema."""
-    call = bound_function(dispatch.op, dispatch.overload, dispatch.direct, native, copied)
+    call = bound_function(dispatch.op, dispatch.overload, dispatch.direct, native, copied, written)
     return type("BoundOp", (BoundOp,), {"__slots__": (), "__call__": call})
 
 
@@ -203,6 +207,14 @@ def copied(made: Any, out: Any) -> Any:
     outs = out if isinstance(out, tuple) else (out,)
     for tensor, result in zip(outs, as_tuple(made), strict=True):
         tensor.copy_(result)
+    return out
+
+
+def written(out: Any) -> Any:
+    """`out`, which a kernel has written into: autograd is told, as of any operation in place."""
+    for tensor in out if isinstance(out, tuple) else (out,):
+        if not tensor.is_inference():  # those are not counted
+            torch.autograd.graph.increment_version(tensor)
     return out
 
 
