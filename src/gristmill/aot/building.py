@@ -105,12 +105,7 @@ def build(
     """
     started = time.monotonic()
     listed = specifications(kernels)
-    if not isinstance(targets, (str, list, tuple)):
-        raise InvalidInputError(
-            f"`targets` is {targets!r}; it needs an architecture or a list of them. Pass "
-            '`["sm_90"]`, say.'
-        )
-    archs = list(dict.fromkeys([targets] if isinstance(targets, str) else targets))
+    archs = _architectures(targets)
     _check(listed, archs, jobs)
     expansions = [Expansion(kernel, archs) for kernel in listed]
     name = Path(out).resolve().name if name is None else name
@@ -153,6 +148,15 @@ def specifications(kernels: Any) -> list[Specification]:
                 "`aot.Kernel(function).spec(...)`."
             )
     return listed
+
+
+def _architectures(targets: Any) -> list[str]:
+    if not isinstance(targets, (str, list, tuple)):
+        raise InvalidInputError(
+            f"`targets` is {targets!r}; it needs an architecture or a list of them. Pass "
+            '`["sm_90"]`, say.'
+        )
+    return list(dict.fromkeys([targets] if isinstance(targets, str) else targets))
 
 
 def _check(kernels: Sequence[Specification], archs: Sequence[str], jobs: int | None) -> None:
