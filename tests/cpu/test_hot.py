@@ -213,10 +213,15 @@ def test_a_bound_call_allocates_what_the_op_declares_on_the_current_device(
         def __exit__(self, *_):
             current.pop()
 
-    def bind(launch, slots, device):
+    def load(launches, device):
+        return [(launch, None) for launch in launches]
+
+    def bind_launch(launch, kernel, slots, device):
         return lambda *addresses: launched.append((current[-1], len(slots), addresses))
 
-    monkeypatch.setattr(bound, "EXECUTOR", SimpleNamespace(bind=bind))
+    monkeypatch.setattr(bound, "EXECUTOR", SimpleNamespace(load=load))
+    monkeypatch.setattr(bound, "bind_launch", bind_launch)
+    monkeypatch.setattr(bound, "program", lambda *launched: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     monkeypatch.setattr(torch.cuda, "device", Guard)
     if not past_the_dispatcher:
