@@ -59,7 +59,7 @@ def launch(image=bytes(8), offsets=(0,), patches=(), maps=(), **facts):
     return (*known.values(), image, offsets, patches, maps)
 
 
-LIKE = (torch.empty_like, (None,), None, 0, 0)
+LIKE = (torch.empty_like, (None,), None, 0)
 
 
 def program(*launches, arguments=2, outputs=1, makers=(LIKE,)):
@@ -258,8 +258,8 @@ def test_several_outputs_launches_and_workspace(driver):
     read = received(driver, 8, 8)
     makers = (
         LIKE,
-        (torch.Tensor.new_empty, (None, (3,)), None, 0, 0),
-        (torch.empty, ((5,), torch.int8, torch.device("cpu")), ("dtype", "device"), -1, -1),
+        (torch.Tensor.new_empty, (None, (3,)), None, 0),
+        (torch.empty, ((5,), torch.int8, torch.device("cpu")), ("dtype", "device"), -1),
     )
     one = launch(bytes(16), (0, 8), ((0, 2), (8, 3)))
     table, x = calls().Table(), torch.randn(4)
@@ -288,7 +288,7 @@ def test_outputs_that_the_caller_gives(driver):
     assert table(both[:32].view(4, 8), both[28:].view(4, 8)) is module.MISS
     assert number(driver, "launches") == 1
     two = module.Table()
-    made = ((torch.empty, ((5,),), None, -1, -1),)
+    made = ((torch.empty, ((5,),), None, -1),)
     two.add((x, out, x), module.Program(3, 0, made, (packed,), None, 2))
     first, second = torch.empty(4, 8), torch.empty(4, 8)
     assert two(x, first, second) == (first, second)
@@ -331,7 +331,7 @@ def test_an_allocation_that_fails_is_an_error(driver):
         raise torch.OutOfMemoryError("no room")
 
     table, x = calls().Table(), torch.randn(4)
-    makers = (LIKE, (out_of_memory, (), None, -1, -1))
+    makers = (LIKE, (out_of_memory, (), None, -1))
     table.add((x,), program(launch(), arguments=1, makers=makers))
     with pytest.raises(torch.OutOfMemoryError):
         table(x)

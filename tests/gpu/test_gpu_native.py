@@ -137,7 +137,7 @@ def test_threads_launch_side_by_side(bound, cuda):
 def test_a_launch_that_fails_says_what_the_driver_says(cuda):
     x = torch.randn(4, device=cuda)
     launch = (0, (1, 1, 1), 32, 0, 1, False, False, bytes(8), (0,), (), ())
-    program = calls().Program(1, 1, ((torch.empty_like, (None,), None, 0, 0),), (launch,), None)
+    program = calls().Program(1, 1, ((torch.empty_like, (None,), None, 0),), (launch,), None)
     table = calls().Table()
     table.add((x,), program)
     with pytest.raises(RuntimeError, match="cuLaunchKernelEx failed: CUDA_ERROR_INVALID"):

@@ -79,10 +79,7 @@ def program(
     module = ready()
     if module is None:
         return None
-    made = tuple(
-        (m.function, m.values, m.keywords or None, m.source, 0 if m.source >= 0 else -1)
-        for m in makers
-    )
+    made = tuple((m.function, m.values, m.keywords or None, m.source) for m in makers)
     try:
         packed = tuple(_packed(launch, kernel, slots) for launch, kernel in launches)
         kernels = tuple(kernel for _, kernel in launches)

@@ -118,21 +118,17 @@ def _float16() -> Permission:
     whole = _function("_get_cublas_allow_fp16_accumulation", False)
     write_whole = _function("_set_cublas_allow_fp16_accumulation", None)
 
+    def write(sums: tuple[bool, bool], in_float16: bool) -> None:
+        write_pair(*sums)
+        if in_float16 != whole():
+            write_whole(in_float16)
+
     def withdraw(setting: Any) -> Any:
-        sums, in_float16 = setting
-        write_pair(False, sums[1])
-        if in_float16:
-            write_whole(False)
+        write((False, setting[0][1]), False)
         return setting
 
-    def restore(saved: Any) -> None:
-        sums, in_float16 = saved
-        write_pair(*sums)
-        if in_float16:
-            write_whole(True)
-
     full = tuple((sums, False) for sums in FULL_SUMS)
-    return Permission(lambda: (pair(), whole()), full, withdraw, restore)
+    return Permission(lambda: (pair(), whole()), full, withdraw, lambda saved: write(*saved))
 
 
 def _tf32() -> Permission:

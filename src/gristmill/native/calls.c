@@ -15,10 +15,10 @@
 
 /* ------------------------------------------------------------------------------------ programs */
 
-/* How a tensor of ours is made: a callable with constant arguments, some put in from the call's. */
+/* How a tensor of ours is made: a callable with constant arguments, the first from the call's. */
 typedef struct {
   PyObject *function, *arguments, *keywords; /* a tuple of values; a tuple of names or NULL */
-  int from, position; /* argument `from` of the call goes to `position`; -1: none */
+  int from; /* the call's argument that is the first; -1: none */
 } Maker;
 
 enum { MAX_MADE = 8, MAX_LAUNCHES = 4, MAX_MAKER_ARGUMENTS = 6 };
@@ -87,11 +87,11 @@ static int out_of_room(const char *what) {
 }
 
 static void add_attribute(Launch *launch, int id, int value) {
-  Attribute *attribute = &launch->attributes[launch->config.count++];
+  gm_cuda_attribute *attribute = &launch->attributes[launch->config.attribute_count++];
   memset(attribute, 0, sizeof *attribute);
   attribute->id = id;
   attribute->value.number = value;
-  if (id == CLUSTER_DIMENSION) attribute->value.cluster[1] = attribute->value.cluster[2] = 1;
+  if (id == GM_CUDA_LAUNCH_CLUSTER) attribute->value.cluster.y = attribute->value.cluster.z = 1;
 }
 
 /* (function, grid, threads, shared bytes, cluster, cooperative, overlap, image, offsets of
@@ -102,20 +102,20 @@ static int read_launch(Launch *launch, PyObject *given) {
   const char *image;
   Py_ssize_t bytes;
   PyObject *offsets, *patches, *maps;
-  LaunchConfig *config = &launch->config;
+  gm_cuda_config *config = &launch->config;
   if (!PyArg_ParseTuple(given, "K(III)IIippy#O!O!O!", &function, &config->grid[0], &config->grid[1],
-                        &config->grid[2], &config->block[0], &config->shared_bytes, &cluster,
+                        &config->grid[2], &config->block[0], &config->shared, &cluster,
                         &cooperative, &overlap, &image, &bytes, &PyTuple_Type, &offsets,
                         &PyTuple_Type, &patches, &PyTuple_Type, &maps))
     return 0;
   launch->function = (void *)(uintptr_t)function;
   config->grid[0] *= (unsigned)cluster;
   config->block[1] = config->block[2] = 1;
-  if (overlap) add_attribute(launch, OVERLAP, 1);
-  if (cooperative) add_attribute(launch, COOPERATIVE, 1);
+  if (overlap) add_attribute(launch, GM_CUDA_LAUNCH_PDL, 1);
+  if (cooperative) add_attribute(launch, GM_CUDA_LAUNCH_COOPERATIVE, 1);
   if (cluster != 1) {
-    add_attribute(launch, CLUSTER_DIMENSION, cluster);
-    add_attribute(launch, CLUSTER_POLICY, SPREAD);
+    add_attribute(launch, GM_CUDA_LAUNCH_CLUSTER, cluster);
+    add_attribute(launch, GM_CUDA_LAUNCH_CLUSTER_POLICY, GM_CUDA_CLUSTER_SPREAD);
   }
   if (bytes > MAX_IMAGE) return out_of_room("bytes of parameters");
   if (PyTuple_GET_SIZE(offsets) > MAX_PARAMETERS) return out_of_room("parameters");
@@ -146,11 +146,10 @@ static int read_launch(Launch *launch, PyObject *given) {
 
 static int read_maker(Maker *maker, PyObject *given, int arguments) {
   PyObject *function, *values, *keywords;
-  if (!PyArg_ParseTuple(given, "OO!Oii", &function, &PyTuple_Type, &values, &keywords, &maker->from,
-                        &maker->position))
+  if (!PyArg_ParseTuple(given, "OO!Oi", &function, &PyTuple_Type, &values, &keywords, &maker->from))
     return 0;
   if (PyTuple_GET_SIZE(values) > MAX_MAKER_ARGUMENTS || maker->from >= arguments ||
-      maker->position >= PyTuple_GET_SIZE(values)) {
+      (maker->from >= 0 && PyTuple_GET_SIZE(values) == 0)) {
     PyErr_SetString(PyExc_ValueError, "a tensor is made from more than a bound call takes");
     return 0;
   }
@@ -207,7 +206,7 @@ static PyObject *make(const Maker *maker, PyObject *const *args) {
   PyObject *values[MAX_MAKER_ARGUMENTS];
   Py_ssize_t count = PyTuple_GET_SIZE(maker->arguments);
   for (Py_ssize_t i = 0; i < count; i++) values[i] = PyTuple_GET_ITEM(maker->arguments, i);
-  if (maker->from >= 0) values[maker->position] = args[maker->from];
+  if (maker->from >= 0) values[0] = args[maker->from];
   Py_ssize_t named = maker->keywords == NULL ? 0 : PyTuple_GET_SIZE(maker->keywords);
   return PyObject_Vectorcall(maker->function, values, (size_t)(count - named), maker->keywords);
 }

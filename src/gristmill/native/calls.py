@@ -17,7 +17,7 @@ import torch
 from gristmill import settings
 from gristmill.native.building import built, loaded
 
-SOURCES = ("calls.c", "exchange.h", "launches.h", "modes.h", "tensors.h")
+SOURCES = ("calls.c", "cuda_types.h", "exchange.h", "launches.h", "modes.h", "tensors.h")
 _C: Any = torch._C
 FAULTS = (ImportError, OSError, subprocess.SubprocessError, AttributeError, RuntimeError)
 # Dispatch keys that are included where something watches or rewrites calls, and that are excluded

@@ -3,6 +3,7 @@
 #ifndef GRISTMILL_DRIVER_H
 #define GRISTMILL_DRIVER_H
 
+#include "cuda_types.h"
 #include "tables.h"
 #include "types.h"
 
@@ -10,35 +11,11 @@
 #define GM_CUDA_CAPABILITY_MINOR 76
 #define GM_CUDA_SHARED_SIZE 8
 #define GM_CUDA_NON_PORTABLE_CLUSTER 14
-#define GM_CUDA_LAUNCH_COOPERATIVE 2
-#define GM_CUDA_LAUNCH_CLUSTER 4
-#define GM_CUDA_LAUNCH_CLUSTER_POLICY 5
-#define GM_CUDA_LAUNCH_PDL 6
-#define GM_CUDA_CLUSTER_SPREAD 1
-#define GM_CUDA_L2_128B 2
 #define GM_CUDA_NO_CONTEXT 201 /* CUDA_ERROR_INVALID_CONTEXT */
 #define GM_OUT_OF_DEVICE_MEMORY 2 /* of both */
 #define GM_CUDA_NOT_FOUND 500
 #define GM_HIP_ARCH_NAME_AT 1160 /* gcnArchName in hipDeviceProp_tR0600, of 1472 bytes */
 #define GM_HIP_PROPERTIES_SIZE 1472
-
-typedef struct gm_cuda_attribute {
-    int32_t id;
-    char pad[4];
-    union {
-        char pad[64];
-        int32_t number;
-        struct { uint32_t x, y, z; } cluster;
-    } value;
-} gm_cuda_attribute;
-
-typedef struct gm_cuda_config {
-    uint32_t grid[3], block[3];
-    uint32_t shared;
-    void *stream;
-    gm_cuda_attribute *attributes;
-    uint32_t attribute_count;
-} gm_cuda_config;
 
 /* A CUtensorMap. */
 typedef struct GM_ALIGNED(64) gm_map {

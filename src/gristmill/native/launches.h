@@ -7,28 +7,12 @@
 #include <dlfcn.h>
 #include <stdint.h>
 
-/* The driver's types, as its interface fixes them (CUDA 12 and newer). */
-typedef struct {
-  int id;
-  char pad[4];
-  union {
-    char bytes[64];
-    uint64_t alignment;
-    int number;
-    unsigned cluster[3];
-  } value;
-} Attribute;
-typedef struct {
-  unsigned grid[3], block[3], shared_bytes;
-  void *stream;
-  Attribute *attributes;
-  unsigned count;
-} LaunchConfig;
-enum { COOPERATIVE = 2, CLUSTER_DIMENSION = 4, CLUSTER_POLICY = 5, OVERLAP = 6, SPREAD = 1 };
-enum { NO_INTERLEAVE = 0, PROMOTE_128B = 2, MAP_RANK = 5, MAP_BYTES = 128 };
+#include "cuda_types.h"
+
+enum { NO_INTERLEAVE = 0, MAP_RANK = 5, MAP_BYTES = 128 };
 
 typedef struct {
-  int (*launch)(const LaunchConfig *, void *function, void **parameters, void **extra);
+  int (*launch)(const gm_cuda_config *, void *function, void **parameters, void **extra);
   int (*current_device)(int *);
   int (*error_name)(int, const char **);
   int (*error_text)(int, const char **);
@@ -76,8 +60,8 @@ typedef struct {
 
 typedef struct {
   void *function;
-  LaunchConfig config;
-  Attribute attributes[4];
+  gm_cuda_config config;
+  gm_cuda_attribute attributes[4];
   int parameters, bytes, patches, maps;
   uint16_t offset[MAX_PARAMETERS];
   uint16_t patch_offset[MAX_PATCHES], patch_slot[MAX_PATCHES];
@@ -93,7 +77,7 @@ static const unsigned char *encoded(Map *map, uint64_t base) {
   _Alignas(64) unsigned char made[MAP_BYTES];
   int code = driver.encode(made, map->type, map->rank, (void *)(uintptr_t)base, map->size,
                            map->stride, map->box, map->ones, NO_INTERLEAVE, map->swizzle,
-                           PROMOTE_128B, map->fill);
+                           GM_CUDA_L2_128B, map->fill);
   if (code != 0) {
     raise_driver("cuTensorMapEncodeTiled", code);
     return NULL;
@@ -117,7 +101,7 @@ static int launch_one(Launch *launch, const uint64_t *slots, void *stream) {
     memcpy(image + launch->map[i].offset, made, MAP_BYTES);
   }
   for (int i = 0; i < launch->parameters; i++) parameters[i] = image + launch->offset[i];
-  LaunchConfig config = launch->config;
+  gm_cuda_config config = launch->config;
   config.stream = stream;
   config.attributes = launch->attributes;
   PyThreadState *state = PyEval_SaveThread(); /* the queue may be full, and the driver then waits */

@@ -14,6 +14,7 @@ HEADERS = (
     PUBLIC,
     "support.h",
     "tables.h",
+    "cuda_types.h",
     "driver.h",
     "place.h",
     "load.h",

@@ -308,7 +308,12 @@ WORKLOADS = (
         for name, (n, k) in _LAYERS.items()
     ),
     *(
-        Workload(f"{name}-dw-m4096", problem_of(n, k, 4096, weight=False, along_m=True))
+        Workload(f"{name}-dw-m4096", problem_of(k, n, 4096, weight=False, along_m=True))
+        for name, (n, k) in _LAYERS.items()
+    ),
+    # ... and of the `w` of `a @ w.t()`, as it lies.
+    *(
+        Workload(f"{name}-dwt-m4096", problem_of(n, k, 4096, weight=False, along_m=True))
         for name, (n, k) in _LAYERS.items()
     ),
     *(Workload(f"square-{n}", problem_of(n, n, n)) for n in (1024, 2048, 4096, 8192)),
