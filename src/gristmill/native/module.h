@@ -591,6 +591,51 @@ GM_FUNCTION int gm_take_stream(const gm_reading *reading, Py_ssize_t index, PyOb
     return 0;
 }
 
+#define GM_DEVICES                                                                                 \
+    "a device's number, -1 or None for the current one, or a device of torch's (\"cuda:0\")"
+
+/* The number in "cuda", "cuda:1", "hip:1": 1, -1 being the current one; 0 where it is none of them. */
+GM_COLD int gm_ordinal_of(const char *name, int32_t *out) {
+    const char *rest = strncmp(name, "hip", 3) == 0 ? name + 3 : name + 4;
+    int end = 0;
+    *out = -1;
+    if (strncmp(name, "hip", 3) != 0 && strncmp(name, "cuda", 4) != 0) return 0;
+    if (!*rest) return 1;
+    return rest[0] == ':' && rest[1] >= '0' && rest[1] <= '9' &&
+           sscanf(rest, ":%9" SCNd32 "%n", out, &end) == 1 && !rest[end];
+}
+
+/* A device of `preload`: its number, its name or a `torch.device`, None for the current one. */
+GM_COLD int gm_take_ordinal(PyObject *value, int32_t *out) {
+    PyObject *type = NULL, *shown;
+    const char *text;
+    int named = PyUnicode_Check(value), good = 0;
+    char room[96];
+    *out = -1;
+    if (value == Py_None) return 1;
+    if (!named && gm_look_up(value, "type", &type) < 0) return 0;
+    named |= type && PyUnicode_Check(type); /* torch.device has one, and its name is its text */
+    Py_XDECREF(type);
+    shown = named ? PyObject_Str(value) : PyBool_Check(value) ? NULL : PyNumber_Index(value);
+    if (named && shown) {
+        text = PyUnicode_AsUTF8AndSize(shown, NULL);
+        good = text && gm_ordinal_of(text, out);
+    } else if (shown) {
+        const long number = PyLong_AsLong(shown);
+        *out = (int32_t)number;
+        good = *out == number && number >= -1 && !PyErr_Occurred();
+    }
+    PyErr_Clear();
+    if (!shown) {
+        PyErr_Format(PyExc_TypeError, "preload: `device` is of type %s; it can be " GM_DEVICES,
+                     gm_type_name(value, room, sizeof room));
+    } else if (!good) {
+        PyErr_Format(PyExc_ValueError, "preload: `device` is %R; it can be " GM_DEVICES, value);
+    }
+    Py_XDECREF(shown);
+    return good;
+}
+
 /* Whether the tensors are on the calling thread's device. Python's lock need not be held. */
 GM_FUNCTION int32_t gm_check_device(gm_artifact *artifact, const gm_reading *reading) {
     gm_place *place = NULL;
