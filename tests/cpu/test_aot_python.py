@@ -182,7 +182,15 @@ def refused_calls(folder, tensors):
     add, error = m.artifact.many_add, m.artifact.Error
     x, y, out, *_ = m.add_arguments()
     message, why = raised(error, add, *m.add_arguments((2, 64)))
-    assert "needs `T` to be fp16; it is fp64" in message
+    assert "needs `T`, the type of `x`, `y` and `out`, to be fp16; it is fp64" in message
+    for wrong, said in [
+        (0, "`x` has type fp64 (code 13); as `y`, it must be fp16"),
+        (1, "`y` has type fp64 (code 13); as `x`, it must be fp16"),
+        (2, "`out` has type fp64 (code 13); as `x`, it must be fp16"),
+    ]:
+        given = m.add_arguments()
+        given[wrong] = m.tensor(16, (2, 64))
+        assert said in raised(ValueError, add, *given)[0]
     assert (why.status, isinstance(why, RuntimeError)) == (NO_SPECIALISATION, True)
     message, _ = raised(error, add, x, y, out, 1024, 1.5, 65)
     assert "The nearest (sm_90, T=fp16, BLOCK=64" in message

@@ -173,7 +173,7 @@ GPU_CALLS = """
     try:
         add(torch.empty_like(x))
     except RuntimeError as error:
-        assert "needs `T` to be fp16; it is bf16" in str(error), error
+        assert "needs `T`, the type of `x`, `y` and `out`, to be fp16; it is bf16" in str(error)
     x = x.half()
     assert add(torch.empty_like(x)) is None  # the grid is the specification's
     add(torch.empty_like(x), 8, 0, 5)
