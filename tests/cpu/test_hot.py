@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -30,22 +29,6 @@ class Run:
 
     def __call__(self, *args):
         self.calls.append(args)
-
-
-class CudaLauncher(Run):
-    """Stands for Triton 3.6's launcher: its `launch` is the C function behind it."""
-
-    global_scratch_size = 0
-    profile_scratch_size = 0
-    launch_cooperative_grid = False
-    launch_pdl = True
-
-    def __init__(self):
-        super().__init__()
-        self.direct = []
-
-    def launch(self, *args):
-        self.direct.append(args)
 
 
 @pytest.fixture(autouse=True)
@@ -81,23 +64,6 @@ def test_addresses_scalars_and_constexprs_go_to_their_places():
     ]
 
 
-def test_the_direct_way_is_taken_on_the_version_that_has_it(monkeypatch):
-    x = torch.empty(4)
-    launch = _launch(x, 5, BLOCK=64)
-    run = CudaLauncher()
-    monkeypatch.setattr(triton, "__version__", "3.6.0")
-    hot.bind_launch(launch, _kernel(run), [x], DEVICE)(100)
-    head = (3, 2, 1, 77, "function", False, True, None, None, "packed", None, None, None)
-    assert run.direct == [(*head, 100, 5, 64)]
-    for version, scratch in (("3.7.1", 0), ("3.6.0", 128)):
-        run = CudaLauncher()
-        run.global_scratch_size = scratch
-        monkeypatch.setattr(triton, "__version__", version)
-        hot.bind_launch(launch, _kernel(run), [x], DEVICE)(100)
-        assert not run.direct
-        assert run.calls == [(3, 2, 1, 77, "function", "packed", None, None, None, 100, 5, 64)]
-
-
 def test_launch_hooks_are_called_with_metadata(monkeypatch):
     x, run = torch.empty(4), Run()
     bound = hot.bind_launch(_launch(x, BLOCK=64), _kernel(run), [x], DEVICE)
@@ -127,51 +93,17 @@ def test_descriptors_are_made_once_an_address_and_forgotten_in_time():
     assert run.calls[-1][-1].base.data_ptr() == 160
 
 
-def _wrapping(launcher, tensordesc_meta):
-    """As Triton 3.6 wraps the C function of a kernel that takes descriptors."""
-
-    def inner(*args):
-        return launcher(*args, *(tensordesc_meta or ()))
-
-    return inner
-
-
-def test_descriptors_are_encoded_once_an_address_on_the_version_that_has_the_direct_way(
-    monkeypatch,
-):
-    from triton.backends.nvidia import driver
-
-    encoded = []
-
-    def encode(descriptor, metadata):
-        encoded.append((descriptor.base.data_ptr(), metadata))
-        return [f"map at {descriptor.base.data_ptr()}", *descriptor.shape, *descriptor.strides]
-
-    monkeypatch.setattr(driver, "make_tensordesc_arg", encode)
-    monkeypatch.setattr(triton, "__version__", "3.6.0")
-    x, y, run = torch.empty(64, 64), torch.empty(8), CudaLauncher()
-    run.launch = _wrapping(function := Run(), [{"swizzle": 3}])
+def test_hooks_are_given_descriptors(monkeypatch):
+    x, y, run = torch.empty(64, 64), torch.empty(8), Run()
     tensor_map = TensorMap(x, (64, 64), (64, 1), (16, 32))
     bound = hot.bind_launch(_launch(y, tensor_map, 7), _kernel(run), [x, y], DEVICE)
-    for address in (160, 320, 160):
-        bound(address, 16)
-    assert [call[-7:] for call in function.calls] == [
-        (16, f"map at {address}", 64, 64, 64, 1, 7) for address in (160, 320, 160)
-    ]
-    assert encoded == [(160, {"swizzle": 3}), (320, {"swizzle": 3})]
     hook = SimpleNamespace(calls=[print])
     monkeypatch.setattr(knobs.runtime, "launch_enter_hook", hook)
-    bound(160, 16)  # hooks see descriptors, and Triton's launcher encodes them
-    assert isinstance(run.calls[-1][-2], TensorDescriptor)
-
-
-def test_descriptors_that_are_taken_apart_go_the_public_way(monkeypatch):
-    monkeypatch.setattr(triton, "__version__", "3.6.0")
-    x, run = torch.empty(64, 64), CudaLauncher()
-    run.launch = _wrapping(Run(), None)
-    tensor_map = TensorMap(x, (64, 64), (64, 1), (16, 32))
-    hot.bind_launch(_launch(tensor_map), _kernel(run), [x], DEVICE)(160)
-    assert isinstance(run.calls[0][-1], TensorDescriptor)
+    bound(160, 16)
+    (call,) = run.calls
+    described = call[-2]
+    assert isinstance(described, TensorDescriptor)
+    assert call[6] == ("metadata", (3, 2, 1), 77, (16, described, 7))
 
 
 def test_no_tensor_is_kept_alive():

@@ -78,7 +78,10 @@ def test_the_current_stream_is_taken(bound, cuda):
     expected = op(x, w)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
+        kept = [x * 2, op._table(x, w, 1e-6)]  # the allocator has what the calls below ask for
+        stream.synchronize()
+        del kept
+        torch.cuda._sleep(200_000_000)
         x2 = x * 2  # after the sleep, on this stream alone
         out = op._table(x2, w, 1e-6)
         assert not stream.query()  # nobody waited

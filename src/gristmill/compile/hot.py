@@ -8,19 +8,16 @@ list; docs/performance/dispatch.md has the host time with and without.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from triton import knobs
 from triton.compiler import CompiledKernel
 
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.errors import CompileError
-from gristmill.record import record
 
 if TYPE_CHECKING:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -31,14 +28,9 @@ SOURCE = """
 def launch({slots}):
     if getattr(runtime.launch_enter_hook, "calls", 1) or getattr(runtime.launch_exit_hook, "calls",
     1):
-        return with_hooks(stream_of(index), [{public}])
-    {run}{args})
+        return with_hooks(stream_of(index), [{arguments}])
+    run(grid_x, grid_y, grid_z, stream_of(index), function, packed, None, None, None, {arguments})
 """
-DIRECT = (
-    "run(grid_x, grid_y, grid_z, stream_of(index), function, cooperative, pdl, None, None, "
-    "packed, None, None, None, "
-)
-PUBLIC = "run(grid_x, grid_y, grid_z, stream_of(index), function, packed, None, None, None, "
 
 
 def bind_launch(
@@ -51,8 +43,7 @@ def bind_launch(
     shapes, strides, dtypes, device and alignment, and expects `device` to be the current one.
     """
     run: Any = kernel.run
-    direct = _direct(run)
-    names, public, args = _arguments(launch, slots, direct)
+    names, arguments = _arguments(launch, slots)
     grid = (*launch.grid, 1, 1)[:3]
     function, packed = kernel.function, kernel.packed_metadata
 
@@ -61,9 +52,6 @@ def bind_launch(
         metadata = kernel.launch_metadata(grid, stream, *values)
         run(*grid, stream, function, packed, metadata, enter, leave, *values)
 
-    head = PUBLIC if direct is None else DIRECT
-    if direct is not None:
-        names.update(cooperative=run.launch_cooperative_grid, pdl=run.launch_pdl)
     names.update(
         runtime=knobs.runtime,
         with_hooks=with_hooks,
@@ -74,13 +62,10 @@ def bind_launch(
         grid_x=grid[0],
         grid_y=grid[1],
         grid_z=grid[2],
-        run=run if direct is None else direct.function,
+        run=run,
     )
     source = SOURCE.format(
-        slots=", ".join(f"p{i}" for i in range(len(slots))),
-        public=", ".join(public),
-        args=", ".join(args),
-        run=head,
+        slots=", ".join(f"p{i}" for i in range(len(slots))), arguments=", ".join(arguments)
     )
     exec(code(source), names)
     return names["launch"]
@@ -93,68 +78,24 @@ def code(source: str) -> CodeType:
     return compile(source, "<gristmill>", "exec")
 
 
-@record(eq=False, slots=False)
-class _Direct:
-    """The C function behind Triton's launcher, and what its TMA descriptors are encoded with."""
-
-    function: Callable[..., None]
-    encoders: tuple[Any, ...]
-
-
-def _direct(run: Any) -> _Direct | None:
-    """The C function of a launcher, to be called without the Python around it, which allocates
-    scratch memory and encodes each TMA descriptor at every launch.
-
-    It has this signature in Triton 3.6 alone: others take the public way.
-    """
-    if not (
-        triton.__version__.startswith("3.6.")
-        and type(run).__name__ == "CudaLauncher"
-        and run.global_scratch_size == 0
-        and run.profile_scratch_size == 0
-    ):
-        return None
-    if getattr(run.launch, "__name__", "") != "inner":  # no descriptors: the function itself
-        return _Direct(run.launch, ())
-    closed = inspect.getclosurevars(run.launch).nonlocals
-    function, encoders = closed.get("launcher"), closed.get("tensordesc_meta")
-    if function is None or not encoders or None in encoders:
-        return None
-    return _Direct(function, tuple(encoders))
-
-
-def _arguments(
-    launch: Launch, slots: Sequence[torch.Tensor], direct: _Direct | None
-) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The values behind names, the arguments as Triton's launcher takes them, and as what is called
-    takes them: expressions of the names and of the addresses `p0`, `p1`, ... of the slots."""
+def _arguments(launch: Launch, slots: Sequence[torch.Tensor]) -> tuple[dict[str, Any], list[str]]:
+    """The values behind names, and the arguments as Triton's launcher takes them: expressions of
+    the names and of the addresses `p0`, `p1`, ... of the slots."""
     names: dict[str, Any] = {}
-    public: list[str] = []
-    args: list[str] = []
-    encoders = iter(direct.encoders if direct is not None else ())
+    arguments: list[str] = []
     for position, arg in enumerate(launch.args):
         if isinstance(arg, TensorMap):
-            address = f"p{_slot(slots, arg.tensor)}"
-            names[f"descriptor_{position}"] = describe = _ByAddress(_describer(arg))
-            public.append(f"descriptor_{position}[{address}]")
-            if direct is not None:
-                names[f"map_{position}"] = _ByAddress(_encoder(describe, next(encoders)))
-                sizes = (*arg.shape, *arg.strides)
-                known = {f"c{position}_{i}": size for i, size in enumerate(sizes)}
-                names.update(known)
-                args += [f"map_{position}[{address}]", *known]
-                continue
+            names[f"descriptor_{position}"] = _ByAddress(_describer(arg))
+            arguments.append(f"descriptor_{position}[p{_slot(slots, arg.tensor)}]")
         elif isinstance(arg, torch.Tensor):
-            public.append(f"p{_slot(slots, arg)}")
+            arguments.append(f"p{_slot(slots, arg)}")
         else:
             names[f"c{position}"] = arg
-            public.append(f"c{position}")
-        args.append(public[-1])
+            arguments.append(f"c{position}")
     for position in range(len(launch.args), len(launch.kernel.arg_names)):
         names[f"c{position}"] = launch.constexprs.get(launch.kernel.arg_names[position])
-        public.append(f"c{position}")
-        args.append(f"c{position}")
-    return names, public, args
+        arguments.append(f"c{position}")
+    return names, arguments
 
 
 class _Address:
@@ -199,13 +140,6 @@ def _describer(tensor_map: TensorMap) -> Callable[[int], TensorDescriptor]:
     dtype = tensor_map.tensor.dtype
     sizes = tensor_map.shape, tensor_map.strides, tensor_map.block
     return lambda address: descriptor(_Address(address, dtype), *sizes)
-
-
-def _encoder(describe: Mapping[int, TensorDescriptor], metadata: Any) -> Callable[[int], Any]:
-    """From an address to the encoded descriptor (a `CUtensorMap`) of the tensor there."""
-    from triton.backends.nvidia.driver import make_tensordesc_arg
-
-    return lambda address: make_tensordesc_arg(describe[address], metadata)[0]
 
 
 def _slot(slots: Sequence[torch.Tensor], tensor: torch.Tensor) -> int:
