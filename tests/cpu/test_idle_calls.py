@@ -94,16 +94,16 @@ def test_a_bound_operator_takes_a_new_plan_at_its_next_call(faulty, fresh_store)
         evidence=Outcome("ok", device_us=1.0),
     )
     bound.reselect()
-    assert type(bound) is not bound_op._Changing  # nothing has changed
+    assert not isinstance(bound, bound_op._Changing)  # nothing has changed
     fresh_store.save_plan(plan, bucket.family(op.axes(bound.problem)), dict(bucket.axes))
     key = bound._call_key
     bound.reselect()
     assert bound.implementation == other
     assert torch.equal(bound(x[:32]), x[:32] * 2)  # of another problem: it takes the direct path
-    assert type(bound) is bound_op._Changing
+    assert isinstance(bound, bound_op._Changing)
     first, second = bound(x), bound(x)
     assert torch.equal(first, second)
-    assert type(bound) is not bound_op._Changing
+    assert not isinstance(bound, bound_op._Changing)
     assert bound._call_key == key
     with pytest.raises(gm.InvalidInputError):
         bound(3)

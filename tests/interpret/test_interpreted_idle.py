@@ -45,12 +45,12 @@ def test_torchs_own_gives_way_to_a_kernel_and_comes_back(fresh_store):
         keep(fresh_store, bound, name)
         bound.reselect()
         assert bound.implementation == name
-        assert type(bound) is _Changing
+        assert isinstance(bound, _Changing)
         for _ in range(2):
             torch.testing.assert_close(bound(x, weight), want)
-        assert type(bound) is not _Changing
+        assert not isinstance(bound, _Changing)
         torch.testing.assert_close(bound(shifted, weight), want)
         parameter = torch.nn.Parameter(weight.clone())
         bound(x, parameter).sum().backward()
         assert parameter.grad is not None
-        assert type(bound) is not _Changing
+        assert not isinstance(bound, _Changing)

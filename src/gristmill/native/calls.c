@@ -9,6 +9,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include "bound.h"
 #include "launches.h"
 #include "modes.h"
 #include "tensors.h"
@@ -273,7 +274,6 @@ typedef struct {
 } Table;
 
 static PyTypeObject *program_type = NULL;
-static PyObject *miss = NULL;
 /* Pairs of an object and the name of its attribute, a hook whose `calls` are empty. */
 static PyObject *hooks = NULL, *s_calls = NULL;
 
@@ -531,15 +531,18 @@ static void keep(PyObject **place, PyObject *value) {
 }
 
 PyDoc_STRVAR(set_up_doc,
-             "set_up(exchange, tensor, parameter, is_neg, requires_grad)\n\nWhat torch has to say: "
-             "DLPack's exchange table (a capsule), the two tensor\nclasses, the descriptors of two "
-             "members.");
+             "set_up(exchange, tensor, parameter, is_neg, requires_grad, "
+             "increment_version,\nforward_mode)\n\nWhat torch has to say: DLPack's exchange table (a "
+             "capsule), the two tensor classes, the\ndescriptors of two members, what tells autograd "
+             "of writes, the names of forward mode.");
+
 
 static PyObject *set_up(PyObject *module, PyObject *args) {
-  PyObject *capsule, *tensor, *parameter, *negated, *needs;
+  PyObject *capsule, *tensor, *parameter, *negated, *needs, *increment, *forward;
   (void)module;
-  if (!PyArg_ParseTuple(args, "OO!O!O!O!", &capsule, &PyType_Type, &tensor, &PyType_Type,
-                        &parameter, &PyMethodDescr_Type, &negated, &PyGetSetDescr_Type, &needs))
+  if (!PyArg_ParseTuple(args, "OO!O!O!O!OO!", &capsule, &PyType_Type, &tensor, &PyType_Type,
+                        &parameter, &PyMethodDescr_Type, &negated, &PyGetSetDescr_Type, &needs,
+                        &increment, &PyDict_Type, &forward))
     return NULL;
   Exchange *found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
   if (found == NULL) return NULL;
@@ -553,6 +556,8 @@ static PyObject *set_up(PyObject *module, PyObject *args) {
   requires_grad = ((PyGetSetDescrObject *)needs)->d_getset;
   keep((PyObject **)&tensor_type, tensor);
   keep((PyObject **)&parameter_type, parameter);
+  keep(&increment_version, increment);
+  keep(&forward_mode, forward);
   exchange = found;
   Py_RETURN_NONE;
 }
@@ -602,6 +607,7 @@ static PyMethodDef methods[] = {
     {"set_modes", set_modes, METH_VARARGS, set_modes_doc},
     {"modes", modes, METH_NOARGS, modes_doc},
     {"open_driver", set_driver, METH_VARARGS, open_driver_doc},
+    {"hasten", hasten, METH_O, hasten_doc},
     {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_calls", NULL, -1, methods,
                                         NULL, NULL, NULL, NULL};
@@ -610,12 +616,18 @@ PyMODINIT_FUNC PyInit__calls(void) {
   PyObject *module = PyModule_Create(&definition);
   if (module == NULL) return NULL;
   s_calls = PyUnicode_InternFromString("calls");
+  s_call = PyUnicode_InternFromString("__call__");
+  s_out = PyUnicode_InternFromString("out");
+  s_level = PyUnicode_InternFromString("_current_level");
   miss = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
-  PyObject *table = PyType_FromSpec(&table_spec);
+  table_type = (PyTypeObject *)PyType_FromSpec(&table_spec);
   program_type = (PyTypeObject *)PyType_FromSpec(&program_spec);
-  if (s_calls == NULL || miss == NULL || table == NULL || program_type == NULL ||
+  bound_type = (PyTypeObject *)PyType_FromSpec(&bound_spec);
+  if (s_calls == NULL || s_call == NULL || s_out == NULL || s_level == NULL || miss == NULL ||
+      table_type == NULL || program_type == NULL || bound_type == NULL ||
       PyModule_AddObjectRef(module, "MISS", miss) < 0 ||
-      PyModule_AddObjectRef(module, "Table", table) < 0 ||
+      PyModule_AddObjectRef(module, "Table", (PyObject *)table_type) < 0 ||
+      PyModule_AddObjectRef(module, "Bound", (PyObject *)bound_type) < 0 ||
       PyModule_AddObjectRef(module, "Program", (PyObject *)program_type) < 0) {
     Py_DECREF(module);
     return NULL;

@@ -16,7 +16,7 @@ import torch
 from gristmill import settings
 from gristmill.native.building import built, loaded
 
-SOURCES = ("calls.c", "cuda_types.h", "exchange.h", "launches.h", "modes.h", "tensors.h")
+SOURCES = ("bound.h", "calls.c", "cuda_types.h", "exchange.h", "launches.h", "modes.h", "tensors.h")
 _C: Any = torch._C
 FAULTS = (ImportError, OSError, AttributeError, RuntimeError)
 # Dispatch keys that are included where something watches or rewrites calls, and that are excluded
@@ -54,7 +54,7 @@ def _built() -> Path:
     """The compiled module, made if it is not there."""
     folder = Path(__file__).parent
     told = b"".join((folder / name).read_bytes() for name in SOURCES)
-    return built(folder / SOURCES[0], "calls", told)
+    return built(folder / "calls.c", "calls", told)
 
 
 def _load(path: Path) -> Any:
@@ -69,11 +69,15 @@ def _set_up(module: Any) -> None:
         torch.nn.Parameter,
         base.is_neg,
         base.__dict__["requires_grad"],
+        _C._increment_version,
+        vars(torch.autograd.forward_ad),
     )
     excluded = 0
     for name in AUTOCAST:
         excluded |= _keys(name)
     module.set_modes("libc10.so", "libtorch_cpu.so", tuple(map(_keys, WATCHING)), excluded)
+    with torch.inference_mode():  # those are not counted, and it has to know that
+        _C._increment_version((torch.empty(0),))
     if not _agrees(module):
         raise ImportError("torch keeps its modes elsewhere in this version")
 

@@ -11,7 +11,7 @@ import torch
 from gristmill.compile.bound import BoundCall, program_into, program_of
 from gristmill.core.config import Config
 from gristmill.core.implementation import PLAIN_TYPES
-from gristmill.core.op import as_tuple
+from gristmill.core.op import Op, as_tuple
 from gristmill.core.plan import Objective, Plan
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.registry import implementation, load
@@ -35,25 +35,26 @@ class BoundOp:
         op: the op's name. problem: what it was chosen for. plan: the choice with its evidence.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_call",
-        "_call_key",
-        "_device",
-        "_dispatch",
-        "_native_call",
-        "_outs",
-        "_table",
-        "op",
-        "plan",
-        "problem",
-    )
+    __slots__ = ()
+
+    op: str
+    problem: Problem
+    plan: Plan
+    _dispatch: Dispatcher
+    _device: torch.device
+    _call: BoundCall
+    _native_call: BoundCall
+    _call_key: tuple[Any, ...]
+    _table: Any  # of the C module, as the two below it; `None` without it
+    _outs: Any
+    _defaults: tuple[Any, ...]
 
     def __init__(
         self, dispatch: Dispatcher, problem: Problem, plan: Plan, values: tuple[Any, ...]
     ) -> None:
         self.op, self.problem, self.plan = dispatch.op.name, problem, plan
         self._dispatch, self._device = dispatch, dispatch.op.device(values)
+        self._defaults = _defaults(dispatch.op)
         self._take(plan, values)
 
     @property
@@ -144,7 +145,7 @@ class BoundOp:
         changed, self.plan = plan.candidate != self.plan.candidate, plan
         if changed:
             # The only thing that a call in another thread can see.
-            self.__class__ = cast("Any", _Changing)
+            self.__class__ = cast("Any", _changing_class())
 
     def __deepcopy__(self, memo: Any) -> BoundOp:
         return self  # there is nothing in it that a copy could change
@@ -178,10 +179,36 @@ class _Changing(BoundOp):
 
 
 @functools.cache
+def _layout() -> type:
+    """What every bound operator has, below what calls it: one class, so that operators can change
+    theirs. With the C module calls make no Python frame (`native/bound.h`)."""
+    module = calls()
+    bases = () if module is None else (module.Bound,)
+    of_c = () if module is None else ("_table", "_outs", "_defaults")
+    names = ("__weakref__", *(name for name in BoundOp.__annotations__ if name not in of_c))
+    return type("_Layout", bases, {"__slots__": names})
+
+
+@functools.cache
+def _defaults(op: Op) -> tuple[Any, ...]:
+    """Of each argument its default, or what says that there is none."""
+    none = object() if calls() is None else calls().MISS
+    parameters = op.signature.parameters.values()
+    return tuple(none if p.default is p.empty else p.default for p in parameters)
+
+
+@functools.cache
+def _changing_class() -> type[BoundOp]:
+    return type("BoundOp", (_Changing, _layout()), {"__slots__": ()})
+
+
+@functools.cache
 def _bound_class(dispatch: Dispatcher, native: bool) -> type[BoundOp]:
-    """Bound operators of one op: with a `__call__` generated from its schema."""
+    """Bound operators of one op: with a `__call__` generated from its schema, which `torch.compile`
+    traces, and which takes what the C module has nothing for."""
     call = bound_function(dispatch.op, dispatch.overload, dispatch.direct, native, copied, written)
-    return type("BoundOp", (BoundOp,), {"__slots__": (), "__call__": call})
+    made = type("BoundOp", (BoundOp, _layout()), {"__slots__": (), "__call__": call})
+    return made if calls() is None else calls().hasten(made)
 
 
 def bound_op(
