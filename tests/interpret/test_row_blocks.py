@@ -39,7 +39,9 @@ def test_rows_of_any_width(shape, dtype):
         assert verdict.ok, verdict.reason
 
 
-@pytest.mark.parametrize("shape", [(33, 1037), (11, 1072)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(17, 1037), (11, 1072)], ids=str
+)  # eight programs: one has three
 def test_rows_in_every_layout(shape):
     """With edges only where all rows of a program have the same ones, in all tensors."""
     seen = set()
@@ -48,7 +50,7 @@ def test_rows_in_every_layout(shape):
             seen.add((label, have_edges(problem["x"], problem["grad_out"])))
             verdict = judge(Case(PERSISTENT, problem, "normal"), "cpu", FEW)
             assert verdict.ok, (label, verdict.reason)
-    edged = shape == (33, 1037)
+    edged = shape == (17, 1037)
     assert {("x-sliced", edged), ("x-misaligned", False), ("grad_out-broadcast", False)} <= seen
     assert ("x-ragged", False) in seen
 
