@@ -277,7 +277,7 @@ def child_environment(folder):
 
 
 def sanitizer(name):
-    """The file of a sanitizer's runtime, or None where gcc has none."""
+    """The file of a sanitizer's runtime, or of another of gcc's, or None where gcc has none."""
     if not HAS["gcc"]:
         return None
     command = ["gcc", f"-print-file-name=lib{name}.so"]

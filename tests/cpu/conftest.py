@@ -108,7 +108,9 @@ def pair_library(pair, flags):
 def child(drivers, flags):
     """A process whose drivers are the fake ones."""
     # Python itself leaks at its end; what the artifacts hold is counted by the fake driver.
-    sanitized = {"LD_PRELOAD": str(ASAN), "ASAN_OPTIONS": "detect_leaks=0"} if flags else {}
+    # C++'s library comes with it, for torch's exceptions: the runtime wants it before it starts.
+    preload = f"{ASAN}:{cases.sanitizer('stdc++')}"
+    sanitized = {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"} if flags else {}
     made = aot_c_process.Child(drivers, **sanitized)
     yield made
     made.close()

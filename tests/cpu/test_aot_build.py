@@ -308,7 +308,11 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
         ({"targets": "gfx1"}, "a target is 'gfx1'"),
         ({"targets": []}, "1 kernel and 0 targets"),
         ({"jobs": 0}, "`jobs` is 0"),
-        ({"name": "a-b"}, "the artifact's name is 'a-b'"),
+        *(
+            ({"timeout_s": wrong}, f"`timeout_s` is {wrong!r}; it needs a positive number of sec")
+            for wrong in (0, -1.0, float("nan"), float("inf"), 1e9, True, "60", None)
+        ),
+        ({"name": "a-b"}, "the artifact's name is 'a-b'.* on the command line a `--name`"),
     ],
 )
 def test_a_build_that_makes_no_sense_is_refused(how, message, tmp_path):

@@ -11,7 +11,7 @@ import struct
 import pytest
 
 import aot_c_cases as cases
-from aot_c_process import Library, Tensor, at
+from aot_c_process import Library, Pointer, Tensor, at
 from gristmill.native.runtime import ELEMENTS
 
 pytestmark = pytest.mark.skipif(not cases.HAS["gcc"], reason="needs gcc")
@@ -139,8 +139,8 @@ def missing(path):
     start = "many_add: no specialisation for this call. The nearest (sm_90, T="
     text = message(type_="bf16")
     assert text.startswith(start)
-    assert text.endswith("needs `T` to be fp16; it is bf16")
-    assert message(type_="none").endswith("needs `T` to be fp16; it is none")
+    assert text.endswith("needs `T`, the type of `x`, `y` and `out`, to be fp16; it is bf16")
+    assert message(type_="none").endswith("to be fp16; it is none")
     assert message(block=96).endswith("needs `BLOCK` to be 64; it is 96")
     text = message(warps=16)
     assert text.endswith(
@@ -155,6 +155,38 @@ def missing(path):
     assert lib.call("wide", *wide, 2**31) == NO_SPECIALISATION
     assert "`n39` to fit i32" in lib.error
     assert lib.calls("cuLaunchKernelEx") == 0
+
+
+def mixed(path):
+    lib = Library(path, "many")
+    for types, said in (
+        (("fp16", "fp32", "fp16"), "`y` has type fp32 (code 12); as `x`, it must be fp16"),
+        (("fp32", "fp16", "fp16"), "`x` has type fp32 (code 12); as `y`, it must be fp16"),
+        (("fp16", "fp16", "bf16"), "`out` has type bf16 (code 11); as `x`, it must be fp16"),
+        # The compiled type is the one that a call can have, however few have it.
+        (("fp64", "fp64", "fp32"), "`x` has type fp64 (code 13); as `out`, it must be fp32"),
+        (("bf16", "fp64", "fp16"), "`x` has type bf16 (code 11); as `out`, it must be fp16"),
+        (("bf16", "bf16", "i8"), "`out` has type i8 (code 2); as `x`, it must be bf16"),
+        (("i8", "bf16", "fp64"), "`x` has type i8 (code 2) and `y` has type bf16 (code 11); "),
+        (("fp16", "none", "fp16"), "`y` has type none (code 0); as `x`, it must be fp16"),
+    ):
+        args = [at(16, type_) for type_ in types]
+        assert lib.call("many_add", *args, 16, 1.0, 64) == INVALID
+        assert lib.error.startswith(f"many_add: {said}"), lib.error
+    absent = (at(0, "none"), at(16, "fp32"), at(16, "fp16"), 16, 1.0, 64)
+    assert lib.call("many_add", *absent) == INVALID
+    assert lib.error == (
+        "many_add: `y` has type fp32 (code 12) and `out` has type fp16 (code 10); they must be of "
+        "one type"
+    )
+    unknown = (at(16, "fp16"), Pointer(16, 99), at(16, "fp16"), 16, 1.0, 64)
+    assert lib.call("many_add", *unknown) == INVALID
+    assert lib.error == "many_add: `y` has type unknown (code 99); as `x`, it must be fp16"
+    assert lib.calls("cuLaunchKernelEx") == 0
+
+
+def test_of_several_types_the_one_that_is_wrong_is_named(child, library):
+    child.run(mixed, library)
 
 
 def test_a_missing_specialisation_names_the_nearest_and_the_first_failing_condition(child, library):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import aot_module_process as process
 import pytest
 
 import aot_c_cases as cases
-from gristmill import aot
+from gristmill import aot, settings
 from gristmill.aot.manifest_json import to_text
 from gristmill.errors import ArtifactError
 
@@ -23,7 +25,7 @@ def test_load_needs_neither_triton_nor_torch(tmp_path, tensors, drivers):
     program = f"""
         import sys
         sys.modules["triton"] = sys.modules["torch"] = None  # importing them raises
-        from gristmill import aot
+        from gristmill import aot, settings
         from gristmill.native.building import loaded
         tensor = loaded("device_tensors", {str(tensors)!r}).Tensor(0x1000)
         artifact = aot.load({str(made)!r})  # compiles
@@ -134,3 +136,93 @@ def test_cmake_builds_the_module(tmp_path):
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert symbols[2::3] == ["PyInit_pair"]
+
+
+@pytest.fixture
+def pair_folder(tmp_path):
+    """An artifact whose module is compiled when it is loaded."""
+    return process.build(tmp_path / "pair", "pair", [cases.add_entry("pair_add")])
+
+
+def compiler(path, text):
+    """A C compiler of one's own."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+def refused(folder):
+    """What `load` says."""
+    with pytest.raises(ArtifactError) as caught:
+        aot.load(folder)
+    return str(caught.value)
+
+
+def test_nowhere_to_write_is_no_missing_compiler(tmp_path, pair_folder, monkeypatch):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with settings.override(cache_dir=taken):
+        assert "pair_add" in repr(aot.load(pair_folder))  # in a temporary folder
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        said = refused(pair_folder)
+    assert "cannot be written: not to " + str(taken / "native") in said
+    assert "Not a directory" in said
+    assert "nor to a temporary folder ([Errno 2]" in said
+    assert "Set GRISTMILL_CACHE_DIR to a folder of yours" in said
+    assert "compiler" not in said
+
+
+def test_a_full_disk_is_no_missing_compiler(tmp_path, pair_folder, monkeypatch):
+    full = (
+        'echo "pair_module.c:1: fatal error: writing to x.s: No space left on device" >&2; exit 1'
+    )
+    monkeypatch.setenv("CC", compiler(tmp_path / "full", full))
+    with settings.override(cache_dir=tmp_path / "cache"):
+        said = refused(pair_folder)
+    assert f"not to {tmp_path / 'cache' / 'native'} ([Errno 28] No space left on device" in said
+    assert "Set GRISTMILL_CACHE_DIR" in said
+    assert "Install" not in said
+
+
+def test_a_missing_compiler_is_named(tmp_path, pair_folder, monkeypatch):
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-cc"))
+    with settings.override(cache_dir=tmp_path / "cache"):
+        said = refused(pair_folder)
+    assert f"does not compile: {tmp_path / 'no-such-cc'} cannot be run: No such file" in said
+    assert "Install a C compiler" in said
+
+
+def test_a_module_of_ours_that_was_damaged_is_made_again(tmp_path, pair_folder):
+    with settings.override(cache_dir=tmp_path / "cache"):
+        aot.load(pair_folder)
+        (made,) = (tmp_path / "cache" / "native").iterdir()
+    file = tmp_path / "other" / "native" / made.name  # no file of a path that is loaded is read
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no library")
+    file.chmod(0o700)
+    with settings.override(cache_dir=tmp_path / "other"):
+        assert "pair_add" in repr(aot.load(pair_folder))
+    assert len(file.read_bytes()) > 10_000
+
+
+def test_a_module_of_ours_that_cannot_be_loaded(tmp_path, pair_folder, monkeypatch):
+    unloadable = 'while [ "$1" != -o ]; do shift; done; echo no library > "$2"'
+    monkeypatch.setenv("CC", compiler(tmp_path / "odd", unloadable))
+    with settings.override(cache_dir=tmp_path / "cache"):
+        said = refused(pair_folder)
+    (file,) = (tmp_path / "cache" / "native").iterdir()
+    assert f"was compiled to {file}, and cannot be loaded from there: " in said
+    assert "set GRISTMILL_CACHE_DIR to one where they may" in said
+    assert "Remove" not in said
+
+
+def test_an_edited_manifest_is_not_mended_by_removing_a_module(tmp_path, pair_folder):
+    manifest = pair_folder / "manifest.json"
+    text = manifest.read_text()
+    edited = re.sub(r'"gristmill": "[^"]*"', '"gristmill": "7.7.7"', text)
+    assert edited != text
+    manifest.write_text(edited)
+    with settings.override(cache_dir=tmp_path / "cache"):
+        said = refused(pair_folder)
+    assert f"the manifest in {pair_folder} is not the one that the artifact's C files were" in said
+    assert said.endswith("it was changed. Build the artifact again.")

@@ -182,7 +182,15 @@ def refused_calls(folder, tensors):
     add, error = m.artifact.many_add, m.artifact.Error
     x, y, out, *_ = m.add_arguments()
     message, why = raised(error, add, *m.add_arguments((2, 64)))
-    assert "needs `T` to be fp16; it is fp64" in message
+    assert "needs `T`, the type of `x`, `y` and `out`, to be fp16; it is fp64" in message
+    for wrong, said in [
+        (0, "`x` has type fp64 (code 13); as `y`, it must be fp16"),
+        (1, "`y` has type fp64 (code 13); as `x`, it must be fp16"),
+        (2, "`out` has type fp64 (code 13); as `x`, it must be fp16"),
+    ]:
+        given = m.add_arguments()
+        given[wrong] = m.tensor(16, (2, 64))
+        assert said in raised(ValueError, add, *given)[0]
     assert (why.status, isinstance(why, RuntimeError)) == (NO_SPECIALISATION, True)
     message, _ = raised(error, add, x, y, out, 1024, 1.5, 65)
     assert "The nearest (sm_90, T=fp16, BLOCK=64" in message
@@ -299,3 +307,47 @@ def unknown_kernels(folder, tensors):
     assert m.fake.fake_calls(b"cuLibraryLoadData") > 0
     message, error = raised(m.artifact.Error, m.artifact.preload)  # a kernel asks for too much
     assert (error.status, "300000 bytes of shared memory" in message) == (DRIVER_ERROR, True)
+
+
+def preloaded_devices(folder, tensors):
+    import torch
+
+    m = Module(folder, tensors, device=1)  # of 8.0: its kernels ask for no more than it has
+    preload = m.artifact.preload
+
+    class Number:
+        def __index__(self):
+            return 1
+
+    everywhere = (1, "cuda:1", "hip:1", torch.device("cuda:1"), torch.device("cuda", 1), Number())
+    for device in (*everywhere, None, -1, "cuda", torch.device("cuda")):
+        m.artifact.unload()
+        before = m.fake.fake_calls(b"cuLibraryLoadData")
+        preload(device)
+        assert m.fake.fake_calls(b"cuLibraryLoadData") > before, device
+    preload(device=1)
+    assert "device=-1" in str(inspect.signature(preload))
+    allowed = "it can be a device's number, -1 or None for the current one, or a device of torch's"
+    for wrong, kind, message in [
+        ("cpu", ValueError, "preload: `device` is 'cpu'; "),
+        ("cuda:", ValueError, "`device` is 'cuda:'"),
+        ("cuda:x", ValueError, "`device` is 'cuda:x'"),
+        ("cuda:0x", ValueError, "`device` is 'cuda:0x'"),
+        ("cuda:-1", ValueError, "`device` is 'cuda:-1'"),
+        ("cuda1", ValueError, "`device` is 'cuda1'"),
+        ("", ValueError, "`device` is ''"),
+        (torch.device("cpu"), ValueError, "`device` is device(type='cpu')"),
+        (-2, ValueError, "`device` is -2"),
+        (2**32, ValueError, "`device` is 4294967296"),
+        (2**70, ValueError, "`device` is 1180591620717411303424"),
+        (True, TypeError, "`device` is of type bool"),
+        (1.5, TypeError, "`device` is of type float"),
+        (object(), TypeError, "`device` is of type object"),
+    ]:
+        said = raised(kind, preload, wrong)[0]
+        assert message in said, said
+        assert allowed in said, said
+
+
+def test_devices_to_preload(run):
+    run(preloaded_devices)

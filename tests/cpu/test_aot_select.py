@@ -190,7 +190,7 @@ def test_a_missing_specialisation_names_the_nearest_and_what_it_needs():
         ({"BLOCK_SIZE": 128}, "`BLOCK_SIZE` to be 64, not 128"),
         ({"warps": 2}, "`num_warps` to be 4, not 2"),
         ({"stages": 9}, "`num_stages` to be 3, not 9"),
-        ({"t": "fp32"}, "the type T to be fp16, not fp32"),
+        ({"t": "fp32"}, "`T`, the type of `x_ptr`, `y_ptr` and `out_ptr`, to be fp16, not fp32"),
         ({"BLOCK_SIZE": True}, "`BLOCK_SIZE` to be 64, not True"),
         ({"n_elements": 2**63}, "`n_elements` to be from "),
     ):

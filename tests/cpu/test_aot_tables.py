@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aot_cases import add_kernel, example
+from gristmill import aot
 from gristmill.aot import grid, tuned
 from gristmill.aot import kernel as kernels
 from gristmill.aot.expand import Expansion
@@ -98,6 +100,33 @@ def test_a_choice_is_filled_in_where_there_is_one_value():
 def test_a_choice_of_what_is_not_compiled_is_refused(row, message):
     with pytest.raises(InvalidInputError, match=message):
         rows(TUNED.choose(**row))
+
+
+def unused(kernel):
+    """What is said of choices that no call takes."""
+    expansion = Expansion(kernel, ("sm_80", "sm_90"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tuned.warn_of_unused(kernel, expansion.combinations)
+    assert {one.category for one in caught} <= {aot.UnusedChoiceWarning}
+    return [str(one.message) for one in caught]
+
+
+def test_choices_that_no_call_takes_are_said():
+    row = {"BLOCK_SIZE": 64, "num_warps": 4}
+    whole = TUNED.grid("cdiv(n_elements, BLOCK_SIZE)")
+    assert unused(TUNED) == unused(whole) == unused(whole.choose("sm_90", **row)) == []
+    (said,) = unused(whole.choose("sm_86", **row).choose("sm_90", **row).choose("gfx942", **row))
+    assert said == (
+        "add_kernel has tuned choices for sm_86, gfx942, and is compiled for sm_80, sm_90: no call "
+        "will take them. Add the target, or leave them out."
+    )
+    (said,) = unused(TUNED.choose("sm_90", **row))
+    assert "no grid, so there is no `add_kernel_tuned` that decides BLOCK_SIZE: " in said
+    (said,) = unused(TUNED.choose("sm_100", **row))  # not both: no grid would mend it
+    assert "for sm_100, and is compiled for sm_80, sm_90" in said
+    alone = add_kernel(BLOCK_SIZE=[64], num_warps=[4, 8]).types(T=["fp16"])
+    assert unused(alone.choose("sm_90", num_warps=4)) == []  # decides the warps, grid or none
 
 
 # ----------------------------------------------------------------------------------------- docs

@@ -135,6 +135,24 @@ GPU_CALLS = """
     fastnorms.preload(0)
     loads = fake.fake_calls(b"cuLibraryLoadData")
     assert loads > 2
+    for device in (0, None, -1, "cuda", "cuda:0", torch.device("cuda", 0), torch.tensor(0)):
+        fastnorms.preload(device)
+    for device, kind in [("cpu", ValueError), ("cuda:", ValueError), ("cuda:x", ValueError),
+                         (-2, ValueError), (1 << 32, ValueError), (True, TypeError),
+                         (1.5, TypeError), (torch.device("cpu"), ValueError)]:
+        try:
+            fastnorms.preload(device)
+        except kind as error:
+            assert "it can be a device's number, -1 or None for the current one" in str(error)
+        else:
+            raise AssertionError(device)
+    try:
+        torch.ops.norms.preload(1 << 32)
+    except RuntimeError as error:
+        assert "`device` is 4294967296; it can be a device's number" in str(error)
+    else:
+        raise AssertionError("it was cut to 32 bits")
+    assert fake.fake_calls(b"cuLibraryLoadData") == loads
     x, w = torch.ones(3, 4096, dtype=torch.bfloat16), torch.ones(4096, dtype=torch.bfloat16)
     out = fastnorms.rms_norm(x, w, 1e-5)
     assert (out.shape, out.dtype, out.stride()) == (x.shape, x.dtype, x.stride())
@@ -155,7 +173,7 @@ GPU_CALLS = """
     try:
         add(torch.empty_like(x))
     except RuntimeError as error:
-        assert "needs `T` to be fp16; it is bf16" in str(error), error
+        assert "needs `T`, the type of `x`, `y` and `out`, to be fp16; it is bf16" in str(error)
     x = x.half()
     assert add(torch.empty_like(x)) is None  # the grid is the specification's
     add(torch.empty_like(x), 8, 0, 5)

@@ -92,6 +92,21 @@ def test_build_says_what_it_made(built):
     assert (place / "add.h").is_file()
 
 
+def test_build_takes_a_name_where_the_folder_has_none(spec, run, tmp_path):
+    place = tmp_path / "add-90.1"
+    given = ("build", spec, "-t", "sm_90", "--out", place)
+    said = " ".join(run(*given, code=2).output.split())
+    assert "the artifact's name is 'add-90.1'" in said
+    assert "on the command line a `--name`" in said
+    more = spec.with_name("chosen.py")  # with a choice for what it is not built for
+    more.write_text(f'{SPEC}more = [kernel := kernel.choose("gfx942", BLOCK_SIZE=64)]\n')
+    with pytest.warns(aot.UnusedChoiceWarning, match="choices for gfx942, and is compiled for sm"):
+        made = run("build", more, *given[2:], "--name", "add_all", "--json").stdout
+    made = json.loads(made)
+    assert (made["name"], (place / "add_all.h").is_file()) == ("add_all", True)
+    assert aot.read_manifest(place).name == "add_all"
+
+
 def test_inspect_shows_every_specialisation(built, run):
     place, said = built
     shown = json.loads(run("inspect", place, "--json").stdout)

@@ -4,6 +4,8 @@ operators, errors."""
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import inspect
 import pickle
 import weakref
@@ -16,7 +18,7 @@ from gristmill.compile.bound import bind
 from gristmill.core.registry import implementation, load, op_names
 from gristmill.core.target import device_target
 from gristmill.ops._dispatch import dispatcher, forget
-from gristmill.ops._generate import key_function
+from gristmill.ops._generate import key_function, values_key_function
 from gristmill.ops._key import is_plain
 
 pytestmark = pytest.mark.usefixtures("fresh_store")
@@ -37,6 +39,10 @@ def test_every_op_is_public_that_is_no_backward_pass():
     assert {name for name in ops if name not in backward} <= set(gm.__all__)
 
 
+class Tagged(torch.Tensor):
+    """A subclass that says nothing."""
+
+
 def test_the_call_key_tells_apart_what_a_launch_depends_on(x, weight):
     key = key_function(load("rms_norm"), native=False)
     same = key(x, weight, 1e-6)
@@ -50,9 +56,13 @@ def test_the_call_key_tells_apart_what_a_launch_depends_on(x, weight):
         key(x, None, 1e-6),
         key(x, weight, 1e-5),
         key(x.clone().requires_grad_(), weight, 1e-6),
-        key(torch.nn.Parameter(x, requires_grad=False), weight, 1e-6),
+        key(x.as_subclass(Tagged), weight, 1e-6),
     ]
     assert all(other != same for other in others)
+    assert key(torch.nn.Parameter(x, requires_grad=False), weight, 1e-6) == same
+    freed = torch.randn(6, 32)
+    freed.untyped_storage().resize_(0)
+    assert key(freed, weight, 1e-6) != same
     with torch.no_grad():
         assert key(x.clone().requires_grad_(), weight, 1e-6) == same
     with torch.autocast("cpu", torch.bfloat16):
@@ -214,6 +224,52 @@ def test_lazily_negated_views_are_refused_also_after_a_plain_call(x):
     torch.testing.assert_close(bound(torch._neg_view(x)), -bound(x))
 
 
+def test_a_subclass_stays_one_however_often_it_is_passed(x, weight):
+    tagged = x.as_subclass(Tagged)
+    bound = gm.get_op("rms_norm", (tagged, weight), tune="never")
+    for _ in range(3):
+        for call in (gm.rms_norm, bound):
+            assert type(call(tagged, weight)) is Tagged  # not what its values were bound to
+            assert type(call(x, weight)) is torch.Tensor
+
+
+def test_what_is_bound_for_tensors_is_for_parameters_too(x, weight):
+    gm.rms_norm(x, weight)
+    with torch.no_grad():
+        gm.rms_norm(x, torch.nn.Parameter(weight))
+    gm.rms_norm(x, torch.nn.Parameter(weight, requires_grad=False))
+    assert len(dispatcher("rms_norm").bound) == 1
+
+
+def without_memory():
+    """Tensors with elements and a null address."""
+    freed = torch.randn(6, 32)
+    freed.untyped_storage().resize_(0)
+    return freed, torch._efficientzerotensor((6, 32))
+
+
+@pytest.mark.parametrize("tensor", without_memory(), ids=["freed", "zeros"])
+def test_tensors_without_memory_are_refused_also_after_a_plain_call(x, tensor):
+    gm.rms_norm(x)
+    assert tensor.stride() == x.stride()
+    with pytest.raises(gm.InvalidInputError, match="`x` has 192 elements and no memory"):
+        gm.rms_norm(tensor)
+    empty = x[:0]
+    assert empty.data_ptr() == 0
+    for _ in range(2):
+        assert gm.rms_norm(empty).shape == (0, 32)
+    torch.testing.assert_close(gm.rms_norm(x), load("rms_norm").reference(x))
+
+
+def test_a_conjugate_has_a_key_of_its_own_where_an_op_takes_complex_tensors(x):
+    z = torch.randn(6, 32, dtype=torch.complex64)
+    op = dataclasses.replace(load("rms_norm"), dtypes=(torch.float32, torch.complex64))
+    for make in (functools.partial(key_function, native=False), values_key_function):
+        key = make(op)
+        assert key(z, None, 1e-6) == key(torch.randn(6, 32, dtype=z.dtype), None, 1e-6)
+        assert key(z, None, 1e-6) != key(z.conj(), None, 1e-6)
+
+
 def test_forward_mode_tangents_are_kept(x, weight):
     from torch.autograd import forward_ad
 
@@ -294,9 +350,6 @@ def test_a_bound_operator_is_copied_and_pickled_as_a_question(x, weight):
 def test_a_kernel_by_hand_refuses_what_it_would_drop(x, weight, monkeypatch):
     row = implementation("rms_norm", "row")
     monkeypatch.setattr(type(row), "why_not", lambda *a: None)
-
-    class Tagged(torch.Tensor):
-        pass
 
     for values in ((x.clone().requires_grad_(), weight), (x.as_subclass(Tagged), weight)):
         with pytest.raises(gm.UnsupportedProblemError, match=r"`x` .*values only.*torch.no_grad"):

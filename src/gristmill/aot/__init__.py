@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gristmill.aot.selecting import select
     from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Type
     from gristmill.aot.tracing import trace
+    from gristmill.aot.tuned import UnusedChoiceWarning
     from gristmill.aot.wheel import wheel
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "selecting": ("select",),
     "spec": ("Bool", "Descriptor", "Float", "Int", "Ptr", "Type"),
     "tracing": ("trace",),
+    "tuned": ("UnusedChoiceWarning",),
     "wheel": ("wheel",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -52,6 +54,7 @@ __all__ = [
     "OpKernels",
     "Ptr",
     "Type",
+    "UnusedChoiceWarning",
     "View",
     "build",
     "build_ops",

@@ -33,6 +33,8 @@ from gristmill.tuning.progress import counted
 
 NAMED = 8  # failures that a message quotes
 TIMEOUT_S = 600.0
+NAMED_BY = "Pass such a `name=`, or on the command line a `--name`."
+MAX_TIMEOUT_S = 1e6  # sockets take no infinite one
 
 
 @record
@@ -93,12 +95,12 @@ def build(
         targets: architectures (`sm_90`, `gfx942`), one or several.
         jobs: processes that compile (default: the processors that this process may use).
         strict: raise where a specialisation does not compile, after the rest is written; else warn.
-        timeout_s: seconds after which a compile is ended.
+        timeout_s: seconds after which a compile is ended, at most a million.
         name: the artifact's name (default: its folder's).
         functions: operators whose calls launch these kernels (`op_kernels`).
 
     Raises:
-        InvalidInputError: a specification, a target or a name is not one.
+        InvalidInputError: a specification, a target, a name or a number is not one.
         ArtifactError: the folder cannot be written to, or holds something else.
         IncompleteBuildError: a specialisation does not compile, and `strict`.
         CompileError: none does; nothing is written.
@@ -106,10 +108,10 @@ def build(
     started = time.monotonic()
     listed = specifications(kernels)
     archs = _architectures(targets)
-    _check(listed, archs, jobs)
+    _check(listed, archs, jobs, timeout_s)
     expansions = [Expansion(kernel, archs) for kernel in listed]
     name = Path(out).resolve().name if name is None else name
-    check_name(name, "the artifact's name")
+    check_name(name, "the artifact's name", NAMED_BY)
     place = writing.check_place(out)
     with tempfile.TemporaryDirectory(prefix="gristmill-aot-") as scratch:
         made = [
@@ -159,7 +161,9 @@ def _architectures(targets: Any) -> list[str]:
     return list(dict.fromkeys([targets] if isinstance(targets, str) else targets))
 
 
-def _check(kernels: Sequence[Specification], archs: Sequence[str], jobs: int | None) -> None:
+def _check(
+    kernels: Sequence[Specification], archs: Sequence[str], jobs: int | None, timeout_s: float
+) -> None:
     if not kernels or not archs:
         raise InvalidInputError(
             f"there are {counted(len(kernels), 'kernel')} and {counted(len(archs), 'target')}; a "
@@ -174,6 +178,11 @@ def _check(kernels: Sequence[Specification], archs: Sequence[str], jobs: int | N
         )
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise InvalidInputError(f"`jobs` is {jobs!r}; it needs a positive whole number. Pass one.")
+    if type(timeout_s) not in (int, float) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise InvalidInputError(
+            f"`timeout_s` is {timeout_s!r}; it needs a positive number of seconds, at most "
+            f"{MAX_TIMEOUT_S:,.0f}. Pass one."
+        )
 
 
 def _versions(found: Sequence[Mapping[str, set[str]]]) -> dict[str, str]:
@@ -204,6 +213,7 @@ class _Made:
         names = [*integers, "num_warps", "num_stages", "num_ctas"]
         self._grid = tuple(grid.to_c(text, names) for text in kernel.grid_text)
         self._choices = tuned.rows(kernel, parameters, expansion.combinations)
+        tuned.warn_of_unused(kernel, expansion.combinations)
         try:
             self._task = {"function": pack(kernel.fn)}
             self._source = source_digest(kernel.fn)

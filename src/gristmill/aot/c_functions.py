@@ -9,6 +9,7 @@ from gristmill.aot.c_header import Passed, Template, field_value, meets, passed,
 from gristmill.aot.c_names import identifier
 from gristmill.aot.c_tables import ARCH_BITS, Field, Tables
 from gristmill.aot.manifest import Choice, KernelEntry
+from gristmill.aot.selecting import named
 from gristmill.errors import ArtifactError
 from gristmill.record import record
 
@@ -29,6 +30,15 @@ class Function:
     def declared(self) -> list[str]:
         """Its parameters."""
         return [*(a.declared for a in self.arguments), *self.more]
+
+    @property
+    def variables(self) -> dict[int, list[Passed]]:
+        """Of each type variable, by its number, the arguments that take part in it."""
+        found: dict[int, list[Passed]] = {}
+        for argument in self.arguments:
+            if argument.variable >= 0:
+                found.setdefault(argument.variable, []).append(argument)
+        return found
 
     @property
     def forwarded(self) -> list[str]:
@@ -76,6 +86,11 @@ class Kernel:
     def constexprs(self) -> list[Field]:
         """The fields that are constexprs."""
         return [f for f in self.tables.fields if f.kind != "variable"]
+
+    def carriers(self, field: Field) -> str:
+        """The parameters that are of a type variable, in words."""
+        names = [a.parameter.name for a in self.launch.variables.get(field.index, [])]
+        return named(names)
 
     @property
     def free_bits(self) -> int:

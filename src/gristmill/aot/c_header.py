@@ -66,6 +66,11 @@ class Passed:
         return self.name if plain else f"{self.name}.data"
 
     @property
+    def absent(self) -> str:
+        """Whether it is a null pointer."""
+        return "0" if self.type == "gristmill_number" else f"!{self.address}"
+
+    @property
     def value(self) -> str:
         """Its 64 bits among a call's values."""
         kind, type_ = self.parameter.kind, self.parameter.type

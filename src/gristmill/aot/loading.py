@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ class LoadedArtifact:
     Attributes:
         folder: the artifact's. `manifest`: what it has.
         Error: the class of the errors of calls.
-        preload: `preload(device=-1)` loads all that a device (-1: the current one) may run, so that
-            no later call loads: before a graph is captured.
+        preload: `preload(device=-1)` loads all that a device may run, so that no later call loads:
+            before a graph is captured. A number, `"cuda:1"` or a `torch.device`; -1 and `None`: the
+            current one.
         unload: unloads everything. No call may be running, nor any kernel of this artifact.
     """
 
@@ -84,7 +85,8 @@ def load(path: str | os.PathLike[str]) -> LoadedArtifact:
 
     Raises:
         ArtifactError: the artifact is missing, damaged or of another schema version; a module
-            there is of another build; or there is none, and it does not compile.
+            there is of another build; or there is none, and it does not compile, or cannot be
+            written or loaded.
     """
     manifest = read_manifest(path)
     folder = Path(path).resolve()
@@ -94,22 +96,51 @@ def load(path: str | os.PathLike[str]) -> LoadedArtifact:
             f"the manifest in {folder} is damaged: its name is {manifest.name!r}. Build the "
             "artifact again."
         )
-    digest = digest_of(manifest)
     name = f"{manifest.name}{SUFFIX}"
     there = [file for file in (folder / name, folder / "build" / name) if file.exists()]
-    file = there[0] if there else _compiled(folder, manifest)
+    module = _built(there[0], folder, manifest) if there else _own(folder, manifest)
+    return LoadedArtifact(folder, manifest, module)
+
+
+def _built(file: Path, folder: Path, manifest: Manifest) -> Any:
+    """The module that somebody built in an artifact's folder."""
     try:
         module = loaded(manifest.name, file)
     except ImportError as error:
         raise ArtifactError(
             f"{file} is no Python module of this artifact ({error}). Remove it, and load again."
         ) from error
-    if getattr(module, "__digest__", None) != digest:
+    if getattr(module, "__digest__", None) != digest_of(manifest):
         raise ArtifactError(
             f"{file} was made from another build of the artifact in {folder}. Remove it, or build "
             "it again."
         )
-    return LoadedArtifact(folder, manifest, module)
+    return module
+
+
+def _own(folder: Path, manifest: Manifest) -> Any:
+    """The module that is compiled here, where it is not there yet."""
+    file = _compiled(folder, manifest)
+    try:
+        module = loaded(manifest.name, file)
+    except ImportError:  # damaged since: once more
+        with contextlib.suppress(OSError):
+            file.unlink()
+        file = _compiled(folder, manifest)
+        try:
+            module = loaded(manifest.name, file)
+        except ImportError as error:
+            raise ArtifactError(
+                f"the Python module of {folder} was compiled to {file}, and cannot be loaded from "
+                f"there: {error}. Where programs may not be run from that folder, set "
+                "GRISTMILL_CACHE_DIR to one where they may."
+            ) from error
+    if getattr(module, "__digest__", None) != digest_of(manifest):
+        raise ArtifactError(
+            f"the manifest in {folder} is not the one that the artifact's C files were made with: "
+            "it was changed. Build the artifact again."
+        )
+    return module
 
 
 def _compiled(folder: Path, manifest: Manifest) -> Path:
@@ -120,17 +151,22 @@ def _compiled(folder: Path, manifest: Manifest) -> Path:
             "with this gristmill."
         )
     told = "".join(f"{name} {digest}\n" for name, digest in sorted(manifest.files.items()))
+    damaged = damaged_files(folder, manifest)
+    if damaged:
+        raise ArtifactError(
+            f"the artifact in {folder} is damaged: {damaged[0]} is missing or was changed. Build "
+            "it again."
+        )
+    flags = (*FLAGS, f"-I{folder}")
     try:
-        damaged = damaged_files(folder, manifest)
-        if damaged:
-            raise ArtifactError(
-                f"the artifact in {folder} is damaged: {damaged[0]} is missing or was changed. "
-                "Build it again."
-            )
-        flags = (*FLAGS, f"-I{folder}")
         return built(folder / source, manifest.name, told.encode(), flags=flags, suffix=SUFFIX)
-    except (ImportError, OSError, subprocess.SubprocessError) as error:
+    except ImportError as error:
         raise ArtifactError(
             f"the Python module of {folder} does not compile: {error}. Install a C compiler and "
             "Python's headers, or build it elsewhere (docs/aot-python.md)."
+        ) from error
+    except OSError as error:
+        raise ArtifactError(
+            f"the Python module of {folder} cannot be written: {error}. Set GRISTMILL_CACHE_DIR to "
+            "a folder of yours that can be written to."
         ) from error

@@ -15,7 +15,7 @@ from gristmill.aot.manifest import KernelEntry, Manifest
 from gristmill.native import runtime
 from gristmill.record import record
 
-HEADERS = ("exchange.h", "module.h")
+HEADERS = ("exchange.h", "torch_view.h", "module.h")
 LAUNCH = ("num_warps", "num_stages", "grid_x", "grid_y", "grid_z", "stream")
 DEFAULTS = {"num_warps": "0", "num_stages": "0", "grid_y": "1", "grid_z": "1"}
 CONSTEXPRS = {"int": "int_or_none", "bool": "int_or_none", "float": "float_or_none"}

@@ -121,7 +121,8 @@ def _failing(
     """The conditions of a variant that a call does not meet."""
     for (name, _), wanted in zip(entry.variables, variant.types, strict=True):
         if types.get(name) != wanted:
-            yield f"the type {name} to be {wanted}, not {types.get(name)}"
+            of = named([p.name for p in entry.parameters if p.type == name])
+            yield f"`{name}`, the type of {of}, to be {wanted}, not {types.get(name)}"
     for parameter, argument in zip(entry.parameters, variant.arguments, strict=True):
         if parameter.name not in values:
             yield f"`{parameter.name}`, which is missing"
@@ -132,6 +133,15 @@ def _failing(
     for name, asked in (("num_warps", num_warps), ("num_stages", num_stages)):
         if asked and getattr(variant, name) != asked:
             yield f"`{name}` to be {getattr(variant, name)}, not {asked}"
+
+
+def named(names: Sequence[str]) -> str:
+    """Parameters in a message: "`x`, `y` and `out`", at most four of them."""
+    shown = [f"`{name}`" for name in names[:4]]
+    if len(names) > len(shown):
+        shown.append(f"{len(names) - len(shown)} more")
+    *first, last = shown or ["nothing"]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def unmet(parameter: Parameter, argument: Argument, value: Any) -> str:

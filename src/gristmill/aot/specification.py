@@ -164,10 +164,10 @@ class Specification:
         return {name: self.given[name] for name in names}
 
 
-def check_name(name: Any, what: str) -> None:
-    """A name that C, file systems and build systems take."""
+def check_name(name: Any, what: str, do: str = "Pass such a `name=`.") -> None:
+    """A name that C, file systems and build systems take; `do` is what to do about another."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InvalidInputError(
             f"{what} is {name!r}; it needs ASCII letters, digits and underscores, a letter first. "
-            "Pass such a `name=`."
+            f"{do}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,12 @@ from gristmill.aot.manifest import Choice, Parameter, Value
 from gristmill.aot.specification import Specification, TunedChoice
 from gristmill.core.target import compile_target
 from gristmill.errors import InvalidInputError, did_you_mean
+
+OPTIONS = ("num_warps", "num_stages")
+
+
+class UnusedChoiceWarning(UserWarning):
+    """Tuned choices that no call will take, or that decide less than they say."""
 
 
 def rows(
@@ -32,6 +39,31 @@ def rows(
     return tuple(found)
 
 
+def warn_of_unused(kernel: Specification, combinations: Sequence[Combination]) -> None:
+    """Say which choices have no effect, or less than they say."""
+    archs = dict.fromkeys(one.arch for one in combinations)
+    others = dict.fromkeys(row.arch for row in kernel.choices if row.arch not in archs)
+    if others:
+        warnings.warn(
+            f"{kernel.name} has tuned choices for {', '.join(others)}, and is compiled for "
+            f"{', '.join(archs)}: no call will take them. Add the target, or leave them out.",
+            UnusedChoiceWarning,
+            stacklevel=2,
+        )
+    chosen = dict.fromkeys(
+        name for row in kernel.choices if row.arch in archs for name in row.values
+    )
+    names = [name for name in chosen if name not in OPTIONS]
+    if names and not kernel.grid_text:
+        warnings.warn(
+            f"{kernel.name} has tuned choices and no grid, so there is no `{kernel.name}_tuned` "
+            f"that decides {', '.join(names)}: they decide the warps and stages of calls that pass "
+            "these values. Add `.grid(...)`.",
+            UnusedChoiceWarning,
+            stacklevel=2,
+        )
+
+
 def _rows(
     kernel: Specification,
     parameters: Sequence[Parameter],
@@ -39,7 +71,7 @@ def _rows(
     row: TunedChoice,
 ) -> Iterator[Choice]:
     constexprs = [p.name for p in parameters if p.kind == "constexpr"]
-    _known(row.values, [*constexprs, "num_warps", "num_stages"], "a constexpr or option")
+    _known(row.values, [*constexprs, *OPTIONS], "a constexpr or option")
     _known(row.types, list(kernel.variables), "a type variable")
     limits = _limits(row.when, [p.name for p in parameters if p.type == "int"])
     for types in _types(kernel, row):
@@ -49,7 +81,7 @@ def _rows(
             if one.arch == row.arch and (not types or one.types == types)
         ]
         left = {}
-        for name in (*constexprs, "num_warps", "num_stages"):
+        for name in (*constexprs, *OPTIONS):
             index = [p.name for p in parameters].index(name) if name in constexprs else None
             left[name] = _value(row, name, index, variants)
             variants = [v for v in variants if _same(_of(v, name, index), left[name])]

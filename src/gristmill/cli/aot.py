@@ -59,6 +59,14 @@ def build(
             show_default="out/<the specification's folder>",
         ),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="The artifact's name, which C's functions and files begin with.",
+            show_default="its folder's",
+        ),
+    ] = None,
     jobs: Jobs = None,
     as_json: Json = False,
 ) -> None:
@@ -84,9 +92,9 @@ def build(
     failed = None
     try:
         if ops:
-            report = aot.build_ops(folder, ops, targets, kernels=kernels, jobs=jobs)
+            report = aot.build_ops(folder, ops, targets, kernels=kernels, jobs=jobs, name=name)
         else:
-            report = aot.build(folder, kernels, targets, jobs=jobs)
+            report = aot.build(folder, kernels, targets, jobs=jobs, name=name)
     except IncompleteBuildError as error:
         if not as_json:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -18,6 +19,7 @@ from gristmill import settings
 
 FLAGS = ("-std=c11", "-O2", "-shared", "-fPIC")
 TIMEOUT_S = 60
+FULL = os.strerror(errno.ENOSPC)
 
 
 def built(
@@ -31,7 +33,7 @@ def built(
         suffix: of its file (default: that of this Python's own interface).
 
     Raises:
-        ImportError: the compiler fails. OSError: there is none, or nowhere to write.
+        ImportError: there is no compiler, or it fails. OSError: there is nowhere to write.
     """
     suffix = suffix or importlib.machinery.EXTENSION_SUFFIXES[0]
     digest = hashlib.sha256(" ".join((*FLAGS, *flags, suffix)).encode() + b"\0" + told)
@@ -43,11 +45,15 @@ def built(
             _compile(source, flags, kept, file)
         if _is_ours(kept) and _is_ours(kept / file):
             return kept / file
-    except OSError:  # a folder that is only read, a full disk
-        pass
-    alone = Path(tempfile.mkdtemp(prefix="gristmill-"))  # for this process
-    atexit.register(shutil.rmtree, alone, ignore_errors=True)
-    return _compile(source, flags, alone, file)
+        why = "others may write there"
+    except OSError as error:  # a folder that is only read, a full disk
+        why = str(error)
+    try:
+        alone = Path(tempfile.mkdtemp(prefix="gristmill-"))  # for this process
+        atexit.register(shutil.rmtree, alone, ignore_errors=True)
+        return _compile(source, flags, alone, file)
+    except OSError as error:
+        raise OSError(f"not to {kept} ({why}), nor to a temporary folder ({error})") from error
 
 
 def _is_ours(path: Path) -> bool:
@@ -67,17 +73,30 @@ def _compile(source: Path, flags: Sequence[str], folder: Path, name: str) -> Pat
     try:
         include = sysconfig.get_paths()["include"]
         command = [*compiler, *FLAGS, *flags, f"-I{include}", str(source), "-o", draft, "-ldl"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line]
+        told = _output(command)
+        if told is not None:
+            lines = [line for line in told.splitlines() if "error" in line or FULL in line]
+            if any(FULL in line for line in lines):
+                raise OSError(errno.ENOSPC, FULL, str(folder))
             raise ImportError(f"{compiler[0]} failed: {(lines or ['no message'])[0]}")
         Path(draft).chmod(0o700)
         Path(draft).replace(folder / name)  # whole, whoever else builds it
     finally:
         Path(draft).unlink(missing_ok=True)
     return folder / name
+
+
+def _output(command: Sequence[str]) -> str | None:
+    """What a compiler that fails says; `None` where it does not fail."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except OSError as error:
+        raise ImportError(f"{command[0]} cannot be run: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise ImportError(f"{command[0]} did not end within {TIMEOUT_S} s") from error
+    return done.stderr if done.returncode else None
 
 
 def loaded(name: str, path: Path) -> Any:

@@ -8,7 +8,6 @@ calls go their way in Python.
 from __future__ import annotations
 
 import functools
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from gristmill.native.building import built, loaded
 
 SOURCES = ("calls.c", "cuda_types.h", "exchange.h", "launches.h", "modes.h", "tensors.h")
 _C: Any = torch._C
-FAULTS = (ImportError, OSError, subprocess.SubprocessError, AttributeError, RuntimeError)
+FAULTS = (ImportError, OSError, AttributeError, RuntimeError)
 # Dispatch keys that are included where something watches or rewrites calls, and that are excluded
 # where nothing does.
 WATCHING = (
@@ -45,13 +44,7 @@ def calls() -> Any:
             raise ImportError("GRISTMILL_NATIVE is 0")
         module = _load(_built())
         _set_up(module)
-    except (
-        ImportError,
-        OSError,
-        subprocess.SubprocessError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
+    except FAULTS as error:
         _reason = str(error)
         return None
     return module

@@ -4,7 +4,7 @@
 #ifndef GRISTMILL_MODULE_H
 #define GRISTMILL_MODULE_H
 
-#include "exchange.h"
+#include "torch_view.h"
 
 enum { GM_DEVICE_HIP = 10, GM_DEVICE_MANAGED = 13, GM_TYPES_SEEN = 8, GM_MAX_GIVEN = 8 };
 
@@ -25,12 +25,6 @@ typedef struct gm_reading {
     int32_t held_count;
     PyObject *held[GM_MAX_GIVEN]; /* DLPack's capsules, whose shapes a descriptor points to */
 } gm_reading;
-
-/* The exchange table of a class, or NULL where it has none: found once. */
-typedef struct gm_seen {
-    PyTypeObject *type;
-    const Exchange *exchange;
-} gm_seen;
 
 static gm_seen gm_types_seen[GM_TYPES_SEEN];
 static PyObject *gm_error;
@@ -302,8 +296,8 @@ GM_FUNCTION int gm_take_device(gm_reading *reading, Py_ssize_t index, int32_t ty
     return 1;
 }
 
-/* The exchange table of a class that was not seen before. */
-GM_COLD const Exchange *gm_find_exchange(PyTypeObject *type) {
+/* A class that was not seen before. */
+GM_COLD gm_seen *gm_look_at(PyTypeObject *type) {
     static unsigned next;
     PyObject *capsule = PyObject_GetAttrString((PyObject *)type, "__dlpack_c_exchange_api__");
     Exchange *found = NULL;
@@ -315,19 +309,18 @@ GM_COLD const Exchange *gm_find_exchange(PyTypeObject *type) {
     PyErr_Clear();
     Py_XDECREF(capsule); /* the class has it */
     Py_INCREF(type);
-    seen->type = type;
-    seen->exchange = found;
-    Py_XDECREF((PyObject *)before); /* last: it may call */
-    return found;
+    *seen = (gm_seen){type, found, GM_UNTRIED, 0, 0};
+    Py_XDECREF((PyObject *)before); /* last: it may call, and come here */
+    return seen->type == type ? seen : gm_look_at(type);
 }
 
-GM_FUNCTION const Exchange *gm_exchange_of(PyObject *value) {
+GM_FUNCTION gm_seen *gm_class_of(PyObject *value) {
     PyTypeObject *type = Py_TYPE(value);
     int i;
     for (i = 0; i < GM_TYPES_SEEN; i++) {
-        if (gm_types_seen[i].type == type) return gm_types_seen[i].exchange;
+        if (gm_types_seen[i].type == type) return &gm_types_seen[i];
     }
-    return gm_find_exchange(type);
+    return gm_look_at(type);
 }
 
 /* An attribute that need not be there: 1 and a reference, 0 without, -1 with an exception. */
@@ -437,7 +430,7 @@ GM_COLD int gm_no_view(const gm_reading *reading, Py_ssize_t index) {
 /* What a tensor is: 1, 0 where it says neither shape nor strides, -1 with an exception. */
 GM_FUNCTION int gm_take_view(gm_reading *reading, Py_ssize_t index, PyObject *value,
                              TensorView *view) {
-    const Exchange *exchange = gm_exchange_of(value);
+    const Exchange *exchange = gm_class_of(value)->exchange;
     if (!GM_LIKELY(exchange != NULL)) return gm_capsule_view(reading, index, value, view);
     if (exchange->view(value, view) != 0) return gm_no_view(reading, index) - 1;
     if (!reading->exchange) reading->exchange = exchange;
@@ -499,17 +492,32 @@ GM_COLD int gm_other_element(const gm_reading *reading, Py_ssize_t index, int32_
     return 0;
 }
 
+/* A tensor of a class with an exchange table. */
+GM_FUNCTION int gm_take_exchanged(gm_reading *reading, Py_ssize_t index, PyObject *value,
+                                  gm_seen *seen, gristmill_pointer *out) {
+    const Exchange *exchange = seen->exchange;
+    TensorView view;
+    if (exchange->view(value, &view) != 0) return gm_no_view(reading, index);
+    if (!reading->exchange) reading->exchange = exchange;
+    if (!gm_take_device(reading, index, view.device_type, view.device_id) ||
+        !gm_known_element(reading, index, &view, &out->dtype)) return 0;
+    out->data = (const void *)(uintptr_t)gm_address(&view);
+    if (GM_LIKELY(seen->direct != GM_UNTRIED)) return 1;
+    gm_try_torch(seen, value, &view, out->dtype);
+    return 1;
+}
+
 /* A pointer; `fixed` is the element type that it must have, 0 where that varies. */
 GM_FUNCTION int gm_take_pointer(gm_reading *reading, Py_ssize_t index, PyObject *value,
                                 int32_t fixed, int optional, gristmill_pointer *out) {
-    const Exchange *exchange = gm_exchange_of(value);
-    TensorView view;
-    if (GM_LIKELY(exchange != NULL)) {
-        if (exchange->view(value, &view) != 0) return gm_no_view(reading, index);
-        if (!reading->exchange) reading->exchange = exchange;
-        if (!gm_take_device(reading, index, view.device_type, view.device_id) ||
-            !gm_known_element(reading, index, &view, &out->dtype)) return 0;
-        out->data = (const void *)(uintptr_t)gm_address(&view);
+    gm_seen *seen = gm_class_of(value);
+    int32_t device;
+    if (GM_LIKELY(seen->direct == GM_DIRECT) &&
+        GM_LIKELY(gm_ask_torch(seen, value, out, &device))) {
+        if (!reading->exchange) reading->exchange = seen->exchange;
+        if (!gm_take_device(reading, index, seen->device_type, device)) return 0;
+    } else if (seen->exchange) {
+        if (!gm_take_exchanged(reading, index, value, seen, out)) return 0;
     } else if (!gm_take_other(reading, index, value, fixed, optional, out)) {
         return 0;
     }
@@ -581,6 +589,51 @@ GM_FUNCTION int gm_take_stream(const gm_reading *reading, Py_ssize_t index, PyOb
                  "with `__dlpack_c_exchange_api__`. Pass a stream, or its address.",
                  reading->signature->name, gm_parameter(reading, index));
     return 0;
+}
+
+#define GM_DEVICES                                                                                 \
+    "a device's number, -1 or None for the current one, or a device of torch's (\"cuda:0\")"
+
+/* The number in "cuda", "cuda:1", "hip:1": 1, -1 being the current one; 0 where it is none of them. */
+GM_COLD int gm_ordinal_of(const char *name, int32_t *out) {
+    const char *rest = strncmp(name, "hip", 3) == 0 ? name + 3 : name + 4;
+    int end = 0;
+    *out = -1;
+    if (strncmp(name, "hip", 3) != 0 && strncmp(name, "cuda", 4) != 0) return 0;
+    if (!*rest) return 1;
+    return rest[0] == ':' && rest[1] >= '0' && rest[1] <= '9' &&
+           sscanf(rest, ":%9" SCNd32 "%n", out, &end) == 1 && !rest[end];
+}
+
+/* A device of `preload`: its number, its name or a `torch.device`, None for the current one. */
+GM_COLD int gm_take_ordinal(PyObject *value, int32_t *out) {
+    PyObject *type = NULL, *shown;
+    const char *text;
+    int named = PyUnicode_Check(value), good = 0;
+    char room[96];
+    *out = -1;
+    if (value == Py_None) return 1;
+    if (!named && gm_look_up(value, "type", &type) < 0) return 0;
+    named |= type && PyUnicode_Check(type); /* torch.device has one, and its name is its text */
+    Py_XDECREF(type);
+    shown = named ? PyObject_Str(value) : PyBool_Check(value) ? NULL : PyNumber_Index(value);
+    if (named && shown) {
+        text = PyUnicode_AsUTF8AndSize(shown, NULL);
+        good = text && gm_ordinal_of(text, out);
+    } else if (shown) {
+        const long number = PyLong_AsLong(shown);
+        *out = (int32_t)number;
+        good = *out == number && number >= -1 && !PyErr_Occurred();
+    }
+    PyErr_Clear();
+    if (!shown) {
+        PyErr_Format(PyExc_TypeError, "preload: `device` is of type %s; it can be " GM_DEVICES,
+                     gm_type_name(value, room, sizeof room));
+    } else if (!good) {
+        PyErr_Format(PyExc_ValueError, "preload: `device` is %R; it can be " GM_DEVICES, value);
+    }
+    Py_XDECREF(shown);
+    return good;
 }
 
 /* Whether the tensors are on the calling thread's device. Python's lock need not be held. */

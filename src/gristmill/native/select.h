@@ -186,7 +186,9 @@ GM_COLD void gm_say_difference(gm_message *message, const gm_artifact *artifact,
         const gm_field *field = &entry->fields[i];
         const uint64_t value = gm_field_of(field, group->key);
         if (value == gm_field_of(field, call->key)) continue;
-        gm_say(message, "`%s` to be %s; it is ", field->name, field->values[value]);
+        gm_say(message, "`%s`", field->name);
+        if (field->of) gm_say(message, ", the type of %s,", field->of);
+        gm_say(message, " to be %s; it is ", field->values[value]);
         gm_say_value(message, artifact, call, field);
         return;
     }
@@ -232,14 +234,71 @@ GM_FUNCTION int gm_agree(int32_t *type, int32_t dtype, int null) {
     return *type == dtype;
 }
 
-GM_COLD int32_t gm_disagreement(const gm_artifact *artifact, const char *who, const char *parameter,
-                                int32_t dtype, int32_t expected) {
-    const int32_t count = (int32_t)artifact->element_count;
+GM_COLD const char *gm_element_name(const gm_artifact *artifact, int32_t dtype) {
+    return dtype >= 0 && dtype < (int32_t)artifact->element_count ? artifact->elements[dtype]
+                                                                  : "unknown";
+}
+
+/* A descriptor of another type than its parameter's. */
+GM_COLD int32_t gm_wrong_element(const gm_artifact *artifact, const char *who,
+                                 const char *parameter, int32_t dtype, int32_t expected) {
     return gm_fail(GRISTMILL_INVALID_ARGUMENT, who,
-                   "`%s` has type %s (code %" PRId32 "); by its declaration and the arguments "
-                   "before it, it must be %s", parameter,
-                   dtype >= 0 && dtype < count ? artifact->elements[dtype] : "unknown", dtype,
-                   expected >= 0 && expected < count ? artifact->elements[expected] : "unknown");
+                   "`%s` has type %s (code %" PRId32 "); by its declaration it must be %s",
+                   parameter, gm_element_name(artifact, dtype), dtype,
+                   gm_element_name(artifact, expected));
+}
+
+/* An argument that takes part in a type variable. */
+typedef struct gm_typed {
+    const char *parameter;
+    int32_t dtype;
+    int absent; /* a null pointer without a type */
+} gm_typed;
+
+GM_COLD int gm_is_compiled(const gm_artifact *artifact, const gm_entry *entry, uint32_t variable,
+                           int32_t dtype) {
+    uint32_t i, value;
+    for (i = 0; i < entry->field_count; i++) {
+        const gm_field *field = &entry->fields[i];
+        if (field->kind != GM_TYPE_VARIABLE || field->index != variable) continue;
+        for (value = 0; value < field->count; value++) {
+            if (strcmp(field->values[value], gm_element_name(artifact, dtype)) == 0) return 1;
+        }
+    }
+    return 0;
+}
+
+/* Arguments of one type variable have several types. To blame is who has another one than most
+   have, of the types that were compiled if there is one; where that is nobody, both are named. */
+GM_COLD int32_t gm_mixed(const gm_artifact *artifact, const gm_entry *entry, const char *who,
+                         uint32_t variable, const gm_typed *given, uint32_t count) {
+    const gm_typed *most = NULL, *other = NULL;
+    uint32_t i, at, best = 0, tied = 0;
+    for (i = 0; i < count; i++) {
+        uint32_t score = gm_is_compiled(artifact, entry, variable, given[i].dtype) ? count : 0;
+        if (given[i].dtype == GRISTMILL_NONE) continue;
+        for (at = 0; at < count; at++) score += given[at].dtype == given[i].dtype;
+        if (most && score == best && given[i].dtype != most->dtype) tied = 1;
+        if (most && score <= best) continue;
+        most = &given[i];
+        best = score;
+        tied = 0;
+    }
+    for (i = 0; most && !other && i < count; i++) {
+        if (!given[i].absent && given[i].dtype != most->dtype) other = &given[i];
+    }
+    if (!most || !other) return gm_fail(GRISTMILL_INVALID_ARGUMENT, who, "types disagree");
+    if (tied) {
+        return gm_fail(GRISTMILL_INVALID_ARGUMENT, who,
+                       "`%s` has type %s (code %" PRId32 ") and `%s` has type %s (code %" PRId32
+                       "); they must be of one type", most->parameter,
+                       gm_element_name(artifact, most->dtype), most->dtype, other->parameter,
+                       gm_element_name(artifact, other->dtype), other->dtype);
+    }
+    return gm_fail(GRISTMILL_INVALID_ARGUMENT, who,
+                   "`%s` has type %s (code %" PRId32 "); as `%s`, it must be %s", other->parameter,
+                   gm_element_name(artifact, other->dtype), other->dtype, most->parameter,
+                   gm_element_name(artifact, most->dtype));
 }
 
 /* Bits of a double: how it stands among a call's values. */

@@ -86,6 +86,8 @@ enum gm_field_kind { GM_TYPE_VARIABLE, GM_TYPE, GM_INTEGER, GM_FLOAT, GM_TEXT };
 typedef struct gm_field {
     const char *name;
     const char *const *values; /* as text */
+    const char *of; /* of a type variable: the parameters of that type, in words */
+    uint32_t count; /* of values */
     uint16_t index; /* of the type variable, or of the parameter that is the constexpr */
     uint8_t kind;   /* enum gm_field_kind */
     uint8_t bits, shift; /* in a key: the value's number, all ones if it was not compiled for */

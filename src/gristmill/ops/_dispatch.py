@@ -20,6 +20,7 @@ from gristmill.core.op import Op
 from gristmill.core.plan import Candidate, Objective, Plan
 from gristmill.core.registry import implementation, load, op_names
 from gristmill.core.target import device_target
+from gristmill.errors import InvalidInputError
 from gristmill.native.calls import calls
 from gristmill.ops._generate import (
     Site,
@@ -28,6 +29,7 @@ from gristmill.ops._generate import (
     key_function,
     site_function,
     values_function,
+    values_key_function,
 )
 from gristmill.ops._key import NO_KEY, is_plain, is_profiled
 from gristmill.ops._library import NAMESPACE, register_op
@@ -73,6 +75,11 @@ class Dispatcher:
         return key_function(self.op, native=False)
 
     @cached_property
+    def values_key(self) -> Callable[..., tuple[Any, ...]]:
+        """The key of arguments of which only values are asked for."""
+        return values_key_function(self.op)
+
+    @cached_property
     def values(self) -> Callable[..., Any]:
         """What the registered op runs on a device."""
         return values_function(
@@ -104,7 +111,7 @@ class Dispatcher:
     def slow_values(self, args: tuple[Any, ...]) -> Any:
         """The same where only values are asked for."""
         values = self.op.bind(args)
-        return self._run(values, (*self.key(*values)[:-1], False))
+        return self._run(values, self.values_key(*values))
 
     def _run(self, values: tuple[Any, ...], key: tuple[Any, ...]) -> Any:
         """Checked arguments by their plan, which is bound to their key from now on."""
@@ -112,6 +119,7 @@ class Dispatcher:
 
     def _found(self, values: tuple[Any, ...], key: tuple[Any, ...]) -> BoundCall:
         """The plan's call for checked arguments, bound to their key from now on."""
+        self._refuse_no_memory(values)
         turn = self._turn  # before the plan is asked for: it may change from here on
         target = device_target(self.op.device(values))
         problem, device = self.op.problem(values), self.op.device(values)
@@ -121,6 +129,15 @@ class Dispatcher:
         call = self.call_of(plan, values)
         self.remember(key, call, turn, values)
         return call
+
+    def _refuse_no_memory(self, values: tuple[Any, ...]) -> None:
+        for name, value in zip(self.op.names, values, strict=True):
+            if isinstance(value, torch.Tensor) and value.numel() and value.data_ptr() == 0:
+                raise InvalidInputError(
+                    f"`{name}` has {value.numel()} elements and no memory: its storage was let go "
+                    f"of, or torch keeps none for it; `{self.op.name}` reads memory. Pass a tensor "
+                    "that has some."
+                )
 
     def in_graph(self, fixed: bool) -> Callable[..., Any]:
         """The op for one place in a graph that Inductor compiled: values alone, and no dispatcher
@@ -145,7 +162,7 @@ class Dispatcher:
                 return dynamic(args)
             turn = self._turn
             values = self.op.bind(args)
-            key = (*self.key(*values)[:-1], False)
+            key = self.values_key(*values)
             call = self.bound.get(key) or self._found(values, key)
             result = call(*values)
             self.op.check_outputs(values, result)

@@ -87,8 +87,8 @@ def __call__(self, {signature}, *, out=None):
 """
 # What the templates name, beside `SCOPE`: no argument can.
 TAKEN = {
-    "MISS", "call", "copied", "defaults", "direct", "done", "fast", "fits", "lookup", "made", "out",
-    "overload", "reference", "self", "site", "slow", "written",
+    "MISS", "_at", "call", "copied", "defaults", "direct", "done", "fast", "fits", "lookup", "made",
+    "out", "overload", "reference", "self", "site", "slow", "written",
 }  # fmt: skip
 FACTS = """
 def facts({signature}):
@@ -179,8 +179,15 @@ def _fast(op: Op, template: str, name: str, table: Any) -> dict[str, Any]:
 
 @functools.cache
 def key_function(op: Op, *, native: bool) -> Callable[..., tuple[Any, ...]]:
-    """The key that a bound operator of this kind compares, as a function of the op's arguments."""
+    """The key that a call of a bound operator of this kind makes, as a function of the op's
+    arguments."""
     return _make(FACTS, op, facts=problem_key(op) if native else call_key(op))
+
+
+@functools.cache
+def values_key_function(op: Op) -> Callable[..., tuple[Any, ...]]:
+    """The key of arguments of which only values are asked for, as a function of them."""
+    return _make(FACTS, op, facts=values_key(op))
 
 
 def refuse_schema(op: Op) -> None:

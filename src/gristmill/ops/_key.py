@@ -12,12 +12,17 @@ from torch._guards import TracingContext
 from torch.autograd import forward_ad, profiler
 from torch.utils._device import DeviceContext
 
+from gristmill.core.implementation import PLAIN_TYPES
 from gristmill.core.op import Op
 
 NO_KEY = (AttributeError, TypeError, RuntimeError)  # no tensor, unhashable, or without memory
-PROBLEM_FACTS = ("shape", "stride()", "dtype", "device")
+PROBLEM_FACTS = ("{x}.shape", "{x}.stride()", "{x}.dtype", "{x}.device")
+# A subclass may be anything, so a call never finds what was bound below torch's dispatcher, where
+# the class no longer counts. A `Parameter` is a tensor.
+PLAIN_CLASS, ANY_CLASS = "{x}.__class__ in PLAIN_TYPES", "True"
 JVP, VMAP = TransformType.Jvp, TransformType.Vmap
-LAUNCH_FACTS = ("__class__", "data_ptr() & 15", "is_neg()")  # beyond them, what a kernel needs
+# Beyond them, what a kernel needs. A null address is no multiple of 16: memory that was let go of.
+LAUNCH_FACTS = ("(_at & 15 if (_at := {x}.data_ptr()) else -1)", "{x}.is_neg()")
 
 
 def _only_devices() -> bool:
@@ -35,6 +40,7 @@ PLAIN = (
 )
 SCOPE: dict[str, Any] = {
     "NO_KEY": NO_KEY,
+    "PLAIN_TYPES": PLAIN_TYPES,
     "autocast": torch._C._is_any_autocast_enabled,
     "compiling": torch.compiler.is_dynamo_compiling,
     "dispatch_modes": torch._C._len_torch_dispatch_stack,
@@ -82,24 +88,32 @@ def in_transform(kind: Any) -> bool:
 
 
 def values_key(op: Op) -> str:
-    """The key of a call that needs no gradient.
+    """The key of a call that needs no gradient, of tensors of torch's own classes or below its
+    dispatcher.
 
-    Of each tensor: class, shape, strides, dtype, device, the address modulo 16, and whether it is a
-    lazily negated view (which no implementation takes: `Op.validate` refuses it); every scalar as
-    it is. Evaluating it raises `AttributeError` for an argument that is no tensor where the schema
-    has one.
+    Of each tensor: shape, strides, dtype, device, the address modulo 16, and whether it is a lazily
+    negated or conjugated view (which no implementation takes: `Op.validate` refuses it); every
+    scalar as it is. Evaluating it raises `AttributeError` for an argument that is no tensor where
+    the schema has one.
     """
-    return f"({_facts(op, (*PROBLEM_FACTS, *LAUNCH_FACTS))}, False)"
+    return f"({_facts(op, (*PROBLEM_FACTS, ANY_CLASS, *_launch_facts(op)))}, False)"
 
 
 def call_key(op: Op) -> str:
-    """As `values_key`, and whether a gradient is needed."""
+    """As `values_key`, and whether the classes are torch's own, and a gradient is needed."""
     gradients = " or ".join(
         f"({a.name} is not None and {a.name}.requires_grad)"
         for a in op.parsed.arguments
         if "Tensor" in str(a.type)
     )
-    return f"({_facts(op, (*PROBLEM_FACTS, *LAUNCH_FACTS))}, grad_enabled() and ({gradients}))"
+    facts = _facts(op, (*PROBLEM_FACTS, PLAIN_CLASS, *_launch_facts(op)))
+    return f"({facts}, grad_enabled() and ({gradients}))"
+
+
+def _launch_facts(op: Op) -> tuple[str, ...]:
+    """Only complex tensors have the bit of a conjugate."""
+    complex_too = any(dtype.is_complex for dtype in op.dtypes)
+    return (*LAUNCH_FACTS, "{x}.is_conj()") if complex_too else LAUNCH_FACTS
 
 
 def problem_key(op: Op) -> str:
@@ -125,7 +139,7 @@ def _facts(op: Op, facts: Sequence[str]) -> str:
     parts: list[str] = []
     for argument in op.parsed.arguments:
         name, kind = argument.name, str(argument.type)
-        key = ", ".join(f"{name}.{fact}" for fact in facts)
+        key = ", ".join(fact.format(x=name) for fact in facts)
         if kind == "Tensor":
             parts.append(key)
         elif kind == "Optional[Tensor]":

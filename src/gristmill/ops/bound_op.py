@@ -19,7 +19,7 @@ from gristmill.core.target import device_target
 from gristmill.errors import InvalidInputError
 from gristmill.native.calls import calls
 from gristmill.ops._dispatch import Dispatcher, dispatcher
-from gristmill.ops._generate import bound_function, key_function
+from gristmill.ops._generate import bound_function, key_function, values_key_function
 from gristmill.ops._key import is_plain
 from gristmill.selection.select import select
 
@@ -90,7 +90,8 @@ class BoundOp:
     def _take(self, plan: Plan, values: tuple[Any, ...], call: BoundCall | None = None) -> None:
         """Run a plan for arguments of these values' key, from now on."""
         native = self._dispatch.is_native(plan)
-        key = key_function(self._dispatch.op, native=native)
+        op = self._dispatch.op
+        key = key_function(op, native=True) if native else values_key_function(op)
         # A plan may change under a call of another thread that has compared its key already. So a
         # call of torch's own, whose key asks for less, has a place of its own.
         place = "_native_call" if native else "_call"
@@ -102,8 +103,8 @@ class BoundOp:
             table.add(values, program_of(call))
         setattr(self, place, call)
         self._table, self._outs = table, None if module is None else module.Table()
-        with torch.no_grad():  # the key of a call that needs no gradient: others take another path
-            self._call_key = key(*values)
+        # Of calls that need no gradient, on torch's own classes: others take another path.
+        self._call_key = key(*values)
 
     def _first_call(self, plan: Plan, place: str, table: Any, *values: Any) -> Any:
         call = self._dispatch.call_of(plan, values)

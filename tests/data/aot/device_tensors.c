@@ -14,6 +14,7 @@ typedef struct {
 
 static void *current_stream;
 static int32_t stated_device;
+static long views;
 static Exchange *wrapped;
 
 static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -47,6 +48,7 @@ static int view(void *tensor, TensorView *out) {
 
 static int wrapped_view(void *tensor, TensorView *out) {
     int status = wrapped->view(tensor, out);
+    views++;
     out->device_type = KIND_CUDA;
     out->device_id = stated_device;
     return status;
@@ -67,6 +69,7 @@ static Exchange wrapper = {EXCHANGE_MAJOR, 3, NULL, NULL, NULL, NULL, wrapped_vi
 static PyObject *wrap(PyObject *module, PyObject *args) {
     PyObject *capsule;
     (void)module;
+    stated_device = 0;
     if (!PyArg_ParseTuple(args, "O|i", &capsule, &stated_device)) return NULL;
     wrapped = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
     return wrapped ? PyCapsule_New(&wrapper, "dlpack_exchange_api", NULL) : NULL;
@@ -79,7 +82,15 @@ static PyObject *set_stream(PyObject *module, PyObject *address) {
     Py_RETURN_NONE;
 }
 
-static PyMethodDef methods[] = {{"wrap", wrap, METH_VARARGS, NULL},
+/* seen(): how often the wrapped interface was asked for a view. */
+static PyObject *seen(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    return PyLong_FromLong(views);
+}
+
+static PyMethodDef methods[] = {{"seen", seen, METH_NOARGS, NULL},
+                                {"wrap", wrap, METH_VARARGS, NULL},
                                 {"set_stream", set_stream, METH_O, NULL},
                                 {NULL, NULL, 0, NULL}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "device_tensors", NULL, -1, methods,
