@@ -44,6 +44,8 @@ HOST_TIMES = (
     ("silu_and_mul", "llama3-8b-m16", "tiles"),
     ("matmul", "llama3-8b-o-m16", "persistent_tma"),
 )
+# In their place on a CPU, where a call is not only a launch.
+ON_A_CPU = {"rows": 16, "N": 64, "M": 16, "K": 64, "B": 1}
 OVERHEAD = "overhead"
 
 
@@ -233,9 +235,13 @@ def overhead(session: Session) -> None:
     session.say("overhead")
     data: dict[str, Any] = {"stamp": Stamp.of(session.device, session.arguments.commit).to_json()}
     data["host_times"] = []
-    for op, workload, chosen_kernel in HOST_TIMES:
-        kernel = chosen_kernel if session.device.type == "cuda" else "aten"
-        times = host_times(load(op).workload(workload).problem, kernel, session.device)
+    for name, workload, kernel in HOST_TIMES:
+        op = load(name)
+        problem = op.workload(workload).problem
+        if session.device.type != "cuda":
+            assert op.sized is not None
+            problem, kernel = op.sized(ON_A_CPU, "float32"), "aten"  # noqa: PLW2901
+        times = host_times(problem, kernel, session.device)
         data["host_times"].append(asdict(times))
         shown = ", ".join(f"{name} {us:.2f}" for name, us in times.times_us.items())
         session.lines.append(f"host us of {times.problem} by {times.kernel}: {shown}")

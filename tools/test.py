@@ -7,6 +7,7 @@ python tools/test.py --only gpu --json benchmarks/results/H200/tests.json
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ from gristmill.bench.tree import of_folder
 print(of_folder())
 """
 NEEDS = {"gpu": 1, "multi_gpu": 2}  # devices
+MAX_WORKERS = 8  # processes that run tests; each of them starts some of its own
 
 
 @dataclass
@@ -53,6 +55,11 @@ def run(command: Sequence[str], **variables: str) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def lint(*command: str) -> Callable[[], Result]:
     """A step that passes or fails as a whole."""
 
@@ -64,12 +71,15 @@ def lint(*command: str) -> Callable[[], Result]:
 
 
 def pytest(folder: str, **variables: str) -> Callable[[], Result]:
-    """A step that runs one folder of tests in a process of its own."""
+    """A step that runs one folder of tests in processes of its own: with xdist, one a core for what
+    needs no device (several that share a GPU are for whoever asks with `PYTEST_ADDOPTS`)."""
 
     def step() -> Result:
         with tempfile.TemporaryDirectory() as scratch:
             report = Path(scratch) / "report.xml"
             command = [sys.executable, "-m", "pytest", "-q", folder, f"--junitxml={report}"]
+            if Path(folder).name not in NEEDS and importlib.util.find_spec("xdist"):
+                command += [f"-n{min(cores(), MAX_WORKERS)}", "--dist=worksteal"]
             status = run(command, HYPOTHESIS_PROFILE="ci", **variables)
             result = counts(report) if report.exists() else Result()
         if status != 0 and result.failed == 0:  # it did not get as far as a test

@@ -42,6 +42,7 @@ def test_landscapes_are_what_they_say(name):
     assert np.median(times[~fails]) > 1.5 * times.min()
 
 
+@pytest.mark.usefixtures("one_pool")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_portfolio_reaches_what_it_has_to_without_hints():
@@ -49,6 +50,7 @@ def test_the_portfolio_reaches_what_it_has_to_without_hints():
     assert over_all("portfolio")[0] >= over_all("random")[0] + 0.05
 
 
+@pytest.mark.usefixtures("one_pool")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", LANDSCAPES)
@@ -57,6 +59,7 @@ def test_on_every_landscape_the_portfolio_is_above_chance(name):
     assert (above > (0.05, 0.03, 0.03)).all()
 
 
+@pytest.mark.usefixtures("one_pool")
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["bayesian", "evolutionary", "optuna"])
 def test_those_that_learn_are_nearer_to_the_optimum_than_chance(strategy):

@@ -225,6 +225,7 @@ def test_a_committed_space_is_whole_and_worth_a_search(path):
     assert one.near_share(0.05) <= 0.02
 
 
+@pytest.mark.usefixtures("one_pool")
 @pytest.mark.parametrize("path", COMMITTED, ids=NAMES)
 def test_the_portfolio_reaches_the_optimum(path):
     replay = Replay(committed(path))

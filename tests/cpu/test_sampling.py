@@ -41,10 +41,10 @@ def wide() -> Space:
 
 def test_thousands_of_knobs_are_drawn_and_repaired_in_bounded_time():
     space = wide()
-    start = time.monotonic()
+    start = time.process_time()
     sampler, rng = Sampler(space, PROBLEM, TARGET), random.Random(0)
     drawn = [sampler.draw(rng) for _ in range(8)]
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30
     assert len(set(drawn)) == 8
     for config in drawn:
         assert space.config(config.knobs, PROBLEM, TARGET) == config
@@ -87,10 +87,10 @@ def test_a_space_without_a_valid_point_ends_with_the_reasons():
         *(choice(f"K{i}", *range(50)) for i in range(8)),
         require("the sum is negative", lambda c, p, t: sum(c.values()) < 0),
     )
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(TuningError, match=r"no valid config.*the sum is negative.*Loosen"):
         Sampler(space, PROBLEM, TARGET).draw(random.Random(0))
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30
 
 
 def test_repair_keeps_near_to_what_it_was_given():

@@ -113,14 +113,14 @@ def test_without_scikit_learn(monkeypatch):
 # Exhaustive search looks at them in order, and Optuna asks for its knobs one by one.
 @pytest.mark.parametrize("name", ["random", "evolutionary", "bayesian", "portfolio"])
 def test_thousands_of_knobs_are_searched_in_bounded_time_and_memory(name):
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = proposals(name, THOUSANDS, seed=0, limit=40)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert len(set(found)) == len(found) >= 40
     for config in found:
         assert THOUSANDS.config(config.knobs, PROBLEM, HOPPER) == config
     assert peak - before < 300_000  # KiB
-    assert time.monotonic() - start < 120
+    assert time.process_time() - start < 120
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

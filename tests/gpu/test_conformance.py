@@ -25,7 +25,7 @@ WORKLOADS = [
 ]
 
 
-@pytest.mark.parametrize("case", list(cases(FIXED, TARGET, count=90, configs_each=12)), ids=str)
+@pytest.mark.parametrize("case", list(cases(FIXED, TARGET, count=90, configs_each=30)), ids=str)
 def test_conforms(case):
     verdict = judge(case, DEVICE)
     assert verdict.ok, verdict.reason

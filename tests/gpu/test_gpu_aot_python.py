@@ -142,6 +142,55 @@ def test_the_current_stream_is_taken(folder):
     run(STREAMS, folder)
 
 
+PAST_THE_TABLE = """
+    import ctypes
+    from gristmill import aot
+
+    class Table(ctypes.Structure):
+        _fields_ = [("version", ctypes.c_uint32 * 2), ("more", ctypes.c_void_p * 4)]
+        _fields_ += [("view", ctypes.c_void_p), ("stream", ctypes.c_void_p)]
+
+    View = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    python, name = ctypes.pythonapi, b"dlpack_exchange_api"
+    python.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    python.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    python.PyCapsule_New.restype = ctypes.py_object
+    python.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    there = python.PyCapsule_GetPointer(torch.Tensor.__dlpack_c_exchange_api__, name)
+    table = Table.from_buffer_copy(Table.from_address(there))
+    own, asked = View(table.view), []
+
+    @View
+    def view(tensor, out):
+        asked.append(tensor)
+        return own(tensor, out)
+
+    table.view = ctypes.cast(view, ctypes.c_void_p).value
+    capsule = python.PyCapsule_New(ctypes.addressof(table), name, None)
+    torch.Tensor.__dlpack_c_exchange_api__ = capsule
+    artifact = aot.load(sys.argv[1])
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for start in (0, 1, 8):
+            x, y = torch.randn(2, 1000, device="cuda").to(dtype)
+            x, y, out = x[start:], torch.nn.Parameter(y[start:]), torch.empty_like(x[start:])
+            artifact.add_kernel(x, y, out, out.numel(), 256)
+            assert torch.equal(out, x + y), (dtype, start)
+            assert len(asked) == 2, (dtype, start)  # of the first tensor, and the first Parameter
+    for wrong, error in ((x.cpu(), ValueError), (x.view(8, -1).to_sparse(), TypeError)):
+        try:
+            artifact.add_kernel(wrong, y, out, out.numel(), 256)
+        except error as caught:
+            assert "add_kernel: `x_ptr`" in str(caught), caught
+        else:
+            raise AssertionError(error)
+    assert len(asked) == 4  # which gave the reasons
+"""
+
+
+def test_torchs_own_tensors_are_read_past_their_table(folder):
+    run(PAST_THE_TABLE, folder)
+
+
 CAPTURE = """
     from gristmill import aot
 

@@ -79,10 +79,16 @@ def test_a_session_that_ends_early_is_gone_on_with_and_a_sample_is_a_prefix(tmp_
     assert len(load_recording(path).points) == 6
 
 
-@pytest.mark.parametrize("change", ["seed", "problem", "sources", "versions"])
-def test_a_file_of_something_else_is_refused(tmp_path, change, monkeypatch):
-    path = tmp_path / "row.jsonl.gz"
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A file with a config, for tests that do not write it."""
+    path = tmp_path_factory.mktemp("recorded") / "row.jsonl.gz"
     recorder(path, points=1).run(300)
+    return path
+
+
+@pytest.mark.parametrize("change", ["seed", "problem", "sources", "versions"])
+def test_a_file_of_something_else_is_refused(recorded, change):
     asked = {
         "seed": (problem(), STAMP, ["row"], 1),
         "problem": (problem(rows=8), STAMP, ["row"], 0),
@@ -91,7 +97,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, change, monkeypatch):
     }[change]
     one, stamp, names, seed = asked
     with pytest.raises(InvalidInputError, match=f"recorded with other {change}"):
-        Recorder(one, CPU, path, stamp, names=names, seed=seed)
+        Recorder(one, CPU, recorded, stamp, names=names, seed=seed)
 
 
 def test_what_cannot_be_recorded_is_said(tmp_path):

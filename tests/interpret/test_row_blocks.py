@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -38,7 +39,9 @@ def test_rows_of_any_width(shape, dtype):
         assert verdict.ok, verdict.reason
 
 
-@pytest.mark.parametrize("shape", [(33, 1037), (11, 1072)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(17, 1037), (11, 1072)], ids=str
+)  # eight programs: one has three
 def test_rows_in_every_layout(shape):
     """With edges only where all rows of a program have the same ones, in all tensors."""
     seen = set()
@@ -47,7 +50,7 @@ def test_rows_in_every_layout(shape):
             seen.add((label, have_edges(problem["x"], problem["grad_out"])))
             verdict = judge(Case(PERSISTENT, problem, "normal"), "cpu", FEW)
             assert verdict.ok, (label, verdict.reason)
-    edged = shape == (33, 1037)
+    edged = shape == (17, 1037)
     assert {("x-sliced", edged), ("x-misaligned", False), ("grad_out-broadcast", False)} <= seen
     assert ("x-ragged", False) in seen
 
@@ -97,9 +100,14 @@ MUTATIONS = [
 ]
 
 
+@functools.cache  # all mutations are held against the same whole kernel
+def conforms(case):
+    return judge(case, "cpu", FEW).ok
+
+
 @pytest.mark.parametrize(("shape", "old", "new"), MUTATIONS, ids=str)
 def test_a_broken_block_is_rejected(shape, old, new, tmp_path):
     problem = problem_of(shape, "float16")
     broken = mutated(PERSISTENT, old, new, tmp_path)
-    assert judge(Case(PERSISTENT, problem, "normal"), "cpu", FEW).ok
+    assert conforms(Case(PERSISTENT, problem, "normal"))
     assert not judge(Case(broken, problem, "normal"), "cpu", FEW).ok

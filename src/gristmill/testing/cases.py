@@ -7,6 +7,7 @@ from its variants; what the op's contract forbids is left out, by asking the con
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ from gristmill.core.config import Config
 from gristmill.core.implementation import Implementation
 from gristmill.core.op import Op
 from gristmill.core.problem import Problem, TensorSpec, contiguous_strides
+from gristmill.core.sampling import Sampler
 from gristmill.core.target import Target
-from gristmill.errors import InvalidInputError
+from gristmill.errors import InvalidInputError, NoValidConfigError
+from gristmill.testing.covering import covering
 
 SIZES = (0, 1, 2, 7, 16, 17, 31, 63, 64, 65, 127, 128, 129, 257, 1000)
 LARGEST_BATCH = 2
@@ -117,16 +120,21 @@ def layouts(op: Op, problem: Problem, far: bool = False) -> Iterator[tuple[str, 
 
     `far`: only the layouts that reach past 2**31 elements (gigabytes).
     """
+    for form, kind, made in _arranged(op, problem, far):
+        yield "-".join(filter(None, (form, kind))), made
+
+
+@functools.lru_cache(maxsize=64)  # an op's implementations have their bases in common
+def _arranged(op: Op, problem: Problem, far: bool = False) -> tuple[tuple[str, str, Problem], ...]:
+    """What `layouts` gives, with the form's name apart from the layout's."""
     seen = {problem}
-    for kind, made in _varied(op, problem, far, seen):
-        yield kind, made
+    found = [("", kind, made) for kind, made in _varied(op, problem, far, seen)]
     for name, form in op.forms(problem).items():
         if form not in seen and allowed(op, form):
             seen.add(form)
-            if not far:
-                yield name, form
-            for kind, made in _varied(op, form, far, seen):
-                yield f"{name}-{kind}", made
+            found += [] if far else [(name, "", form)]
+            found += [(name, kind, made) for kind, made in _varied(op, form, far, seen)]
+    return tuple(found)
 
 
 def _varied(
@@ -226,32 +234,91 @@ def cases(
 ) -> Iterator[Case]:
     """Every case of these implementations that they support on `target`.
 
-    Sizes (normal values), then layouts and value variants at two sizes, then random configs; of a
-    problem's other forms the layouts, and a config each.
+    Sizes (normal values); then layouts and value variants, in the prior and in drawn configs; then
+    `configs_each` drawn configs a base, few rows of more than a tile among them. Of the last two,
+    not every combination but enough for every pair: each layout in each dtype, form and base, each
+    variant in each of them, each form in each dtype ... A further argument or form then adds
+    cases, and multiplies none.
     """
     for implementation in implementations:
-        op = implementation.op
-        kept = [str(d).removeprefix("torch.") for d in dtypes or op.dtypes]
-        sized = [
-            (label, p)
-            for label, p in problems(implementation, target, count, largest)
-            if next(iter(p.tensors.values())).dtype in kept
-        ]
-        plan = [(label, p, "normal") for label, p in sized]
-        for dtype in kept:
-            for label, base in _bases(implementation, target, dtype, largest):
-                plan += [(f"{label}-{kind}", p, "normal") for kind, p in layouts(op, base)]
-                plan += [(label, base, variant) for variant in op.variants]
-        for label, problem, variant in plan:
-            if implementation.why_not(problem, target) is None:
-                yield Case(implementation, problem, variant, label=label)
-        bases = (_bases(implementation, target, dtype, largest, wide=True) for dtype in kept)
-        for base in itertools.chain.from_iterable(bases):
-            for index, (label, problem) in enumerate(_forms(op, *base)):
+        kept = [str(d).removeprefix("torch.") for d in dtypes or implementation.op.dtypes]
+        found = (
+            _sized_cases(implementation, target, kept, largest, count),
+            _varied_cases(implementation, target, kept, largest),
+            _drawn_cases(implementation, target, kept, largest, configs_each),
+        )
+        yield from dict.fromkeys(itertools.chain(*found))  # small spaces are drawn from twice
+
+
+def _sized_cases(
+    implementation: Implementation,
+    target: Target,
+    dtypes: Sequence[str],
+    largest: int,
+    count: int,
+) -> Iterator[Case]:
+    """`problems`, in the prior config."""
+    for label, problem in problems(implementation, target, count, largest):
+        sized = next(iter(problem.tensors.values())).dtype in dtypes
+        if sized and implementation.why_not(problem, target) is None:
+            yield Case(implementation, problem, "normal", label=label)
+
+
+def _varied_cases(
+    implementation: Implementation, target: Target, dtypes: Sequence[str], largest: int
+) -> Iterator[Case]:
+    """Pairs of base, dtype, form, config (the prior or a drawn one), and a layout with normal
+    values or a variant of the values in the plain layout: zeros would hide a wrong layout."""
+    op = implementation.op
+    rows: dict[tuple[str, ...], Problem] = {}
+    for dtype in dtypes:
+        for label, base in _bases(implementation, target, dtype, largest):
+            for form, kind, problem in (("", "", base), *_arranged(op, base)):
                 if implementation.why_not(problem, target) is None:
-                    each = 1 if index else configs_each
-                    for config in configs(implementation, problem, target, each):
-                        yield Case(implementation, problem, "normal", config, label)
+                    for variant in op.variants if not kind else ("normal",):
+                        for config in ("prior", "drawn"):
+                            rows[label, dtype, form, kind, variant, config] = problem
+    keys = list(rows)
+    for n in covering(keys):
+        *words, variant, drawn = keys[n]
+        config = _drawn(implementation, rows[keys[n]], target, n) if drawn == "drawn" else None
+        label = "-".join(filter(None, words))
+        yield Case(implementation, rows[keys[n]], variant, config, label)
+
+
+def _drawn_cases(
+    implementation: Implementation,
+    target: Target,
+    dtypes: Sequence[str],
+    largest: int,
+    each: int,
+) -> Iterator[Case]:
+    """Pairs of base, dtype, form and one of `each` draws; every draw has a config of its own."""
+    rows: dict[tuple[str | int, ...], tuple[str, Problem]] = {}
+    for dtype in dtypes:
+        for label, base in _bases(implementation, target, dtype, largest, wide=True):
+            for form, (name, problem) in enumerate(_forms(implementation.op, label, base)):
+                if implementation.why_not(problem, target) is None:
+                    for draw in range(each):
+                        rows[label, dtype, form, draw] = name, problem
+    keys = list(rows)
+    for n in covering(keys):
+        name, problem = rows[keys[n]]
+        config = _drawn(implementation, problem, target, n)
+        if config is not None:
+            yield Case(implementation, problem, "normal", config, f"{name}-{keys[n][1]}")
+
+
+def _drawn(
+    implementation: Implementation, problem: Problem, target: Target, seed: int
+) -> Config | None:
+    """A config of the space; `None` (the prior) where it has no other, or none is found."""
+    if implementation.space.size <= 1:
+        return None
+    try:
+        return Sampler(implementation.space, problem, target).draw(random.Random(seed))
+    except NoValidConfigError:
+        return None
 
 
 def _forms(op: Op, label: str, base: Problem) -> list[tuple[str, Problem]]:
@@ -263,7 +330,7 @@ def _bases(
     implementation: Implementation, target: Target, dtype: str, largest: int, wide: bool = False
 ) -> list[tuple[str, Problem]]:
     """Problems to vary: sizes that tile well, and that do not; a batch, where the op has a fourth
-    axis; with `wide`, also few rows of more than a tile."""
+    axis; with `wide`, also few rows of more than a tile (of a product: 256 at most)."""
     op = implementation.op
     assert op.sized is not None
     names = op.axis_names
@@ -271,11 +338,11 @@ def _bases(
     if len(names) > 3:
         shapes["batch"] = (19, 67, 45, 3)
     if wide:
-        shapes["wide"] = (3, 4100, 70)
+        shapes["wide"] = (3, 4100, 70) if len(names) < 3 else (3, 1030, 70)
     made = []
     for label, sizes in shapes.items():
         limit = largest if label != "wide" else max(sizes)
         capped = {name: min(size, limit) for name, size in zip(names, sizes, strict=False)}
         chosen = fitted(implementation, capped, dtype, target)
-        made.append((f"{label}-{dtype}", op.sized(chosen, dtype)))
+        made.append((label, op.sized(chosen, dtype)))
     return made
