@@ -227,6 +227,25 @@ def test_a_specialisation_that_does_not_compile_is_named_and_the_rest_is_kept(tm
     assert [v.arguments[2].value for v in kept.kernels[0].variants] == [0, 0]
 
 
+def test_what_its_target_cannot_run_is_a_failure_and_the_rest_is_kept(tmp_path):
+    """64 warps of 32 are more threads than a block has; a tile of 128 KiB fits sm_90 alone."""
+    kernel = aot.Kernel(add_kernel()).spec(
+        x_ptr=aot.Ptr("fp32", align=[1]),
+        y_ptr=aot.Ptr("fp32", align=[1]),
+        out_ptr=aot.Ptr("fp32", align=[1]),
+        n_elements=aot.Int([None], widths=[32]),
+        BLOCK_SIZE=[1024],
+        num_warps=[4, 64],
+    )
+    with pytest.raises(IncompleteBuildError, match="2048 threads, and sm_90 takes 1024") as raised:
+        kernel.build(tmp_path / "wide", "sm_90")
+    assert [v.num_warps for v in raised.value.report.manifest.kernels[0].variants] == [4]
+    target = compile_target("sm_86")
+    compiler._check_runs(1024, target.shared_memory_bytes, target)
+    with pytest.raises(CompileError, match="needs 101377 bytes of shared memory, and sm_86 has"):
+        compiler._check_runs(1024, 101_377, target)
+
+
 def test_a_compiler_that_hangs_is_ended(tmp_path):
     with pytest.warns(UserWarning, match="did not end in time"):
         report = faulty(0, 3).build(tmp_path / "faulty", "sm_90", strict=False, timeout_s=8)

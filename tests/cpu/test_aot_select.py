@@ -226,3 +226,18 @@ def test_a_tuned_choice_fills_in_what_a_call_leaves_open():
     assert picked(t="bf16") == (64, 8)
     assert picked(BLOCK_SIZE=64) == (64, 8)  # the first row is of another block
     assert picked(BLOCK_SIZE=64, warps=4) == (64, 4)
+
+
+def test_a_tuned_choice_is_taken_as_in_c():
+    """Stages alone leave the warps to the choice; one that has no variant leaves the call to the
+    first that fits."""
+    plain = entry(add_kernel(BLOCK_SIZE=[64, 128], num_warps=[4, 8]).types(T=["fp16"]), "sm_90")
+    values = call(BLOCK_SIZE=64)
+    for warps, stages, expected in ((8, 0, 8), (8, 3, 8), (2, 0, 4)):
+        rows = (Choice("sm_90", (), (), {"BLOCK_SIZE": 64}, warps, 3),)
+        kernel = dataclasses.replace(plain, choices=rows)
+        found = aot.select(kernel, "sm_90", {"T": "fp16"}, values, 0, stages)
+        assert found.num_warps == expected
+    left_open = {name: value for name, value in values.items() if name != "BLOCK_SIZE"}
+    with pytest.raises(ArtifactError, match="`num_warps` to be 4, not 2"):
+        aot.select(kernel, "sm_90", {"T": "fp16"}, left_open)

@@ -218,6 +218,27 @@ def test_the_kernels_for_gpus_launch_and_allocate(project, tmp_path, drivers):
     assert run(GPU_CALLS, built(copy, tmp_path / "build"), drivers) == "served\n"
 
 
+# Macros and functions of torch 2.11, read in its headers: the torch of the tests is newer and has
+# more, which `TORCH_TARGET_VERSION` hides only in part.
+OF_THE_OLDEST = {
+    *("STABLE_TORCH_LIBRARY_FRAGMENT", "STABLE_TORCH_LIBRARY_IMPL", "STD_TORCH_CHECK"),
+    *("TORCH_BOX", "TORCH_ERROR_CODE_CHECK"),
+    *("aoti_torch_device_type_cuda", "aoti_torch_empty_strided"),
+    "aoti_torch_get_current_cuda_stream",
+    *(f"aoti_torch_dtype_{name}" for name in ("bool", "bfloat16", "float16", "float32", "float64")),
+    *(f"aoti_torch_dtype_{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *(f"aoti_torch_dtype_float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")),
+}
+
+
+def test_the_sources_ask_for_nothing_that_the_oldest_torch_lacks(project):
+    texts = [project / "csrc" / "torch_ops.cpp", project / "include" / "gristmill" / "torch_op.h"]
+    asked = re.compile(r"\b(?:aoti_torch_\w+|(?:STABLE_|STD_)?TORCH_\w+)")
+    used = {name for path in texts for name in asked.findall(path.read_text())}
+    assert "TORCH_ERROR_CODE_CHECK" in used
+    assert used <= OF_THE_OLDEST, "look these up in torch 2.11's headers, and add them"
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("scikit_build_core") is None, reason="needs scikit-build-core"
 )

@@ -287,3 +287,31 @@ def test_wheel_writes_a_project_of_operators(tmp_path, run):
     assert "cannot be read" in run("wheel", tmp_path / "nothing", *arguments, code=1).output
     assert "rms_norm" in run("wheel", "rmsnorm", "-t", "sm_90", *arguments, code=2).output
     assert not (tmp_path / "other").exists()
+
+
+def test_verify_holds_the_manifest_against_what_was_built(copy, run):
+    manifest = aot.read_manifest(copy)
+    (entry,) = manifest.kernels
+    change(copy, variants=(dataclasses.replace(entry.variants[0], num_warps=2),))
+    found = json.loads(run("verify", copy, "--json", code=1).stdout)["faults"]
+    assert found == [
+        "manifest.json is not the one that was built: its digest is not that in add_module.c"
+    ]
+    files = {n: d for n, d in manifest.files.items() if n != "add_module.c"}
+    (copy / MANIFEST_FILE).write_text(to_text(dataclasses.replace(manifest, files=files)))
+    (copy / "add_module.c").unlink()
+    assert "cannot be held against add_module.c" in run("verify", copy, code=1).output
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "diff"])
+def test_a_manifest_whose_lists_disagree_is_damaged(command, built, copy, run):
+    (entry,) = aot.read_manifest(copy).kernels
+    first, *rest = entry.variants
+    change(copy, variants=(dataclasses.replace(first, arguments=first.arguments[1:]), *rest))
+    more = [built[0]] if command == "diff" else []
+    output = run(command, copy, *more, code=1).output
+    count = len(entry.parameters)
+    assert (
+        f"variant 0 of the kernel 'add_kernel': arguments are {count - 1} in place of {count}"
+        in (" ".join(output.split()))
+    )

@@ -43,6 +43,7 @@ SUFFIXES = {"cuda": "cubin", "hip": "hsaco"}
 SHARED = "shared"
 REASON_CHARS = 4000
 GRACE_S = 30.0
+MOST_THREADS = 1024  # of a block, on every target
 AHEAD = 16  # requests that wait at the server, so that no processor does
 
 # The compile server's environment: no line numbers (they hold paths), and none of the switches that
@@ -198,6 +199,8 @@ def compile_one(kernel: Any, asked: Mapping[str, Any], folder: Path) -> dict[str
     compiled = triton.compile(source, target=triton_target(target), options=dict(asked["options"]))
     metadata: Any = compiled.metadata
     encoded = abi.descriptors(parameters, metadata)
+    threads = target.warp_size * metadata.num_warps
+    _check_runs(threads, metadata.shared, target)
     slots = abi.binary_slots(parameters, arguments, compiled.asm, bool(encoded))
     if getattr(metadata, "profile_scratch_size", 0):
         raise CompileError("the binary writes a profile; compile without instrumentation")
@@ -208,7 +211,7 @@ def compile_one(kernel: Any, asked: Mapping[str, Any], folder: Path) -> dict[str
     return {
         "binary": name,
         "symbol": metadata.name,
-        "threads": target.warp_size * metadata.num_warps,
+        "threads": threads,
         "cluster": metadata.num_ctas,
         "cooperative": bool(getattr(metadata, "launch_cooperative_grid", False)),
         "pdl": bool(getattr(metadata, "launch_pdl", False)),
@@ -219,6 +222,25 @@ def compile_one(kernel: Any, asked: Mapping[str, Any], folder: Path) -> dict[str
         "descriptors": encoded,
         "tools": tools(target),
     }
+
+
+def _check_runs(threads: int, shared_bytes: int, target: Target) -> None:
+    """A binary that no device of the target can launch is a failure of the build, not of the
+    load.
+
+    Raises:
+        CompileError: a block has more threads or more shared memory than there may be.
+    """
+    if threads > MOST_THREADS:
+        raise CompileError(
+            f"a block has {threads} threads, and {target.arch} takes {MOST_THREADS}; take fewer "
+            "warps"
+        )
+    if shared_bytes > target.shared_memory_bytes:
+        raise CompileError(
+            f"a block needs {shared_bytes} bytes of shared memory, and {target.arch} has "
+            f"{target.shared_memory_bytes}; take smaller blocks or fewer stages"
+        )
 
 
 def usage(binary: Binary, folder: Path, name: str, size: int) -> Usage:

@@ -8,7 +8,16 @@ from typing import Any, Literal, Protocol
 
 from gristmill.aot.artifact import damaged_files
 from gristmill.aot.binaries import parameter_sizes
-from gristmill.aot.manifest import Argument, KernelEntry, Manifest, Parameter, Value, Variant
+from gristmill.aot.loading import digest_of, module_source
+from gristmill.aot.manifest import (
+    MANIFEST_FILE,
+    Argument,
+    KernelEntry,
+    Manifest,
+    Parameter,
+    Value,
+    Variant,
+)
 from gristmill.errors import ArtifactError
 from gristmill.record import record
 
@@ -51,9 +60,11 @@ def binary_file(variant: Variant) -> str:
 
 
 def faults(folder: Path, manifest: Manifest) -> list[str]:
-    """What is wrong with an artifact: files that are missing or changed, kernels that their
-    binaries do not have, and parameters that a binary takes in other sizes than it is passed."""
+    """What is wrong with an artifact: files that are missing or changed, a manifest that is not the
+    one that was built, kernels that their binaries do not have, and parameters that a binary takes
+    in other sizes than it is passed."""
     found = [f"{name} is missing or changed" for name in damaged_files(folder, manifest)]
+    found += _faults_of_manifest(folder, manifest)
     checked: dict[tuple[str, str, tuple[int, ...]], None] = {}
     for entry in manifest.kernels:
         for variant in entry.variants:
@@ -78,6 +89,19 @@ def faults(folder: Path, manifest: Manifest) -> list[str]:
                 f"passes {list(sizes)}"
             )
     return found
+
+
+def _faults_of_manifest(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """The manifest's digest is in the Python module's source, whose own the manifest has."""
+    name = module_source(manifest)
+    try:
+        source = (folder / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        if name not in manifest.files:
+            yield f"{MANIFEST_FILE} cannot be held against {name}, which is not among its files"
+        return  # else said before
+    if f'"{digest_of(manifest)}"' not in source:
+        yield f"{MANIFEST_FILE} is not the one that was built: its digest is not that in {name}"
 
 
 @record

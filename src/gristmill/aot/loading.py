@@ -73,6 +73,11 @@ def digest_of(manifest: Manifest) -> str:
     return hashlib.sha256(to_text(bare).encode()).hexdigest()
 
 
+def module_source(manifest: Manifest) -> str:
+    """The source of an artifact's Python module, which has `digest_of`, in its folder."""
+    return f"{manifest.name}_module.c"
+
+
 def load(path: str | os.PathLike[str]) -> LoadedArtifact:
     """Open an artifact, to call its kernels from Python. Neither Triton nor torch is imported.
 
@@ -144,7 +149,7 @@ def _own(folder: Path, manifest: Manifest) -> Any:
 
 
 def _compiled(folder: Path, manifest: Manifest) -> Path:
-    source = f"{manifest.name}_module.c"
+    source = module_source(manifest)
     if source not in manifest.files:
         raise ArtifactError(
             f"the artifact in {folder} has no Python module's source ({source}). Build it again, "

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gristmill.aot.manifest import SCHEMA_VERSION, Manifest
@@ -41,13 +41,41 @@ def from_text(text: str, where: str) -> Manifest:
             f"{SCHEMA_VERSION}. Build the artifact again, or use the gristmill that built it."
         )
     try:
-        return _decode(Manifest, data, "the manifest")
+        manifest = _decode(Manifest, data, "the manifest")
+        _check_lengths(manifest)
     except _DamagedError as error:
         raise ArtifactError(f"{where} is damaged: {error}. Build the artifact again.") from None
+    return manifest
 
 
 class _DamagedError(Exception):
     pass
+
+
+def _check_lengths(manifest: Manifest) -> None:
+    """Lists that others are read beside have their lengths."""
+    for entry in manifest.kernels:
+        for i, variant in enumerate(entry.variants):
+            place = f"variant {i} of the kernel {entry.name!r}"
+            _check_length(f"{place}: arguments", variant.arguments, entry.parameters)
+            _check_length(f"{place}: types", variant.types, entry.variables)
+        for i, choice in enumerate(entry.choices):
+            if choice.types:
+                place = f"choice {i} of the kernel {entry.name!r}"
+                _check_length(f"{place}: types", choice.types, entry.variables)
+    parameters = {entry.name: entry.parameters for entry in manifest.kernels}
+    for function in manifest.functions:
+        for row in (row for form in function.forms for row in form.rows):
+            for launch in row.launches:
+                place = f"a launch of the operator {function.name!r}"
+                if launch.kernel not in parameters:
+                    raise _DamagedError(f"{place} is of {launch.kernel!r}, which is no kernel here")
+                _check_length(f"{place}: arguments", launch.arguments, parameters[launch.kernel])
+
+
+def _check_length(place: str, found: Sized, beside: Sized) -> None:
+    if len(found) != len(beside):
+        raise _DamagedError(f"{place} are {len(found)} in place of {len(beside)}")
 
 
 def _decode(type_: Any, data: Any, place: str) -> Any:

@@ -17,10 +17,10 @@ from gristmill.aot.building import TIMEOUT_S, BuildReport, build, specifications
 from gristmill.aot.functions import Condition, OpForm, OpFunction, OpLaunch, Row
 from gristmill.aot.kernel import Kernel
 from gristmill.aot.op_choice import Chosen, Plans, Source, chosen, source_of, target_of
-from gristmill.aot.op_forms import Dims, arguments_of, form_of, relatives, sizes_between
+from gristmill.aot.op_forms import Dims, Line, arguments_of, form_of, lines, relatives
 from gristmill.aot.op_specs import Kernels
 from gristmill.aot.op_trace import TracedRow, trace
-from gristmill.aot.row_choice import holds
+from gristmill.aot.row_choice import holds, opposite, unmet
 from gristmill.aot.symbolic import dynamic_dims, sizes_of
 from gristmill.core.op import Op
 from gristmill.core.plan import Objective
@@ -28,6 +28,9 @@ from gristmill.core.problem import Problem
 from gristmill.core.registry import load
 from gristmill.core.target import Target
 from gristmill.errors import InvalidInputError, UnsupportedProblemError, did_you_mean
+
+MOST_MET = 64  # rows on a line, before it is looked at in leaps
+MOST_ROWS = 16  # of a line: a launcher that is held to single numbers gets no row for each
 
 
 @dataclass(frozen=True)
@@ -180,13 +183,14 @@ class _Builder:
         dims = {problem: dynamic_dims(self.op, problem) for problem in listed}
         for target in targets:
             source = source_of(plans, target_of(target))
-            kept = [p for p in listed if self._add(p, dims[p], source, named=True)]
+            kept = [p for p in listed if self._add(p, dims[p], source, named=True) is not None]
             others = {r: dims[p] for p in kept for r in relatives(p, dims[p])}
             for problem, of in others.items():
-                self._add_if_new(problem, of, source, within=True)
-            between = {r: dims[p] for p in kept for r in sizes_between(p, dims[p])}
-            for problem, of in between.items():
-                self._add_if_new(problem, of, source, within=False)
+                self._add_if_new(problem, of, source)
+            # Problems that differ in the size alone have one line.
+            whole = {line.at(0): line for p in kept for line in lines(p, dims[p])}
+            for line in whole.values():
+                self._cover(line, source)
         if not any(one.rows for one in self.forms.values()):
             raise UnsupportedProblemError(
                 f"no problem of `{self.op.name}` is computed by a Triton kernel: "
@@ -206,25 +210,38 @@ class _Builder:
             self.forms[key] = _Made(form_of(self.op, problem))
         return self.forms[key]
 
-    def _add(self, problem: Problem, dims: Dims, source: Source, named: bool = False) -> bool:
-        """Add a problem's row; whether there is one. `named`: somebody asked for it."""
+    def _add(
+        self,
+        problem: Problem,
+        dims: Dims,
+        source: Source,
+        named: bool = False,
+        beyond: Sequence[Condition] | None = None,
+    ) -> Row | None:
+        """Add a problem's row, if there is one.
+
+        `named`: somebody asked for it. `beyond`: further conditions of a row that is for a range of
+        sizes or for none.
+        """
         arch = source.target.arch
         try:
             one = chosen(self.op, problem, source, self.objective)
         except UnsupportedProblemError as error:
             if named:
                 self.notes[f"{arch}: {error}"] = None
-            return False
+            return None
         if named and not one.planned:
             self.notes[f"{arch}: {problem}: {one.reason}"] = None
-        traced = self._traced(problem, dims, source.target, one)
+        traced = self._traced(problem, dims, source.target, one, alone=beyond is None)
+        if traced is None:
+            return None
         launches = tuple(self._launch(launch, arch) for launch in traced.launches)
         limits = tuple(
             Condition(text, "<=", str(edge)) for text, edge in traced.axes if not text.isdecimal()
         )
         row = Row(
             arch=arch,
-            conditions=traced.conditions,
+            conditions=tuple(dict.fromkeys((*traced.conditions, *(beyond or ())))),
             limits=limits,
             workspace=traced.workspace,
             launches=launches,
@@ -233,24 +250,51 @@ class _Builder:
             reason=one.reason,
         )
         self._form(problem).rows.append((tuple(edge for _, edge in traced.axes), row))
-        return True
+        return row
 
-    def _add_if_new(self, problem: Problem, dims: Dims, source: Source, within: bool) -> None:
-        """Add a row where none holds for such sizes; `within` its limits."""
+    def _add_if_new(self, problem: Problem, dims: Dims, source: Source) -> None:
+        """Add a row where none holds for such sizes within its limits."""
         sizes = sizes_of(problem.tensors)
         for _, row in self._form(problem).rows:
-            asked = (*row.conditions, *row.limits) if within else row.conditions
+            asked = (*row.conditions, *row.limits)
             if row.arch == source.target.arch and all(holds(c, sizes) for c in asked):
                 return
         self._add(problem, dims, source)
 
-    def _traced(self, problem: Problem, dims: Dims, target: Target, one: Chosen) -> TracedRow:
-        """The launches for every size that can be left open; for these alone where the launcher
-        cannot be followed."""
+    def _cover(self, line: Line, source: Source) -> None:
+        """Add rows to a line where none holds, each for where the row before it does not: that one
+        goes on to serve what it served."""
+        at, last, added, met = 0, None, 0, 0
+        while at < len(line):
+            problem = line.at(at)
+            sizes = sizes_of(problem.tensors)
+            row = self._holding(problem, sizes, source.target.arch)
+            if row is None and added < MOST_ROWS:
+                failed = unmet(last, sizes) if last else None
+                beyond = [opposite(failed)] if failed else []
+                row = self._add(problem, line.dims, source, beyond=beyond)
+                added += 1
+            met += 1
+            if row is None or unmet(row, sizes) or met > MOST_MET:
+                at, last = 2 * at + 1, None
+            else:
+                at, last = _end(row, line, at), row
+
+    def _holding(self, problem: Problem, sizes: Mapping[str, int], arch: str) -> Row | None:
+        rows = (row for _, row in self._form(problem).rows if row.arch == arch)
+        return next((row for row in rows if unmet(row, sizes) is None), None)
+
+    def _traced(
+        self, problem: Problem, dims: Dims, target: Target, one: Chosen, alone: bool
+    ) -> TracedRow | None:
+        """The launches for every size that can be left open; where the launcher cannot be followed,
+        for these `alone`, or none."""
         opened = {name: tuple(of) for name, of in dims.items()}
         try:
             return trace(self.op, problem, target, one, opened)
         except Exception as error:  # noqa: BLE001 - a launcher that is handed symbols raises anything
+            if not alone:
+                return None
             reason = str(error).partition("\n")[0]
             self.notes[f"{target.arch}: {problem}: for these sizes alone: {reason}"] = None
         return trace(self.op, problem, target, one, {})
@@ -258,6 +302,21 @@ class _Builder:
     def _launch(self, launch: Any, arch: str) -> OpLaunch:
         kernel, arguments, warps, stages = self.kernels.add(launch, arch)
         return OpLaunch(kernel, arguments, launch.grid, warps, stages)
+
+
+def _end(row: Row, line: Line, at: int) -> int:
+    """The first index after `at` that a row does not hold for; it holds for all up to there."""
+
+    def held(index: int) -> bool:
+        return index < len(line) and unmet(row, sizes_of(line.at(index).tensors)) is None
+
+    step = 1
+    while held(at + step):
+        at, step = at + step, 2 * step
+    while step > 1:  # it holds at `at`, and not a step further
+        step //= 2
+        at += step * held(at + step)
+    return at + 1
 
 
 def _ordered(rows: Sequence[tuple[tuple[int, ...], Row]]) -> tuple[Row, ...]:

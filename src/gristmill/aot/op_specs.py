@@ -11,10 +11,10 @@ from gristmill.aot.kernel import Kernel
 from gristmill.aot.op_trace import TracedLaunch
 from gristmill.aot.signature import declared, jitted, option_defaults, option_names
 from gristmill.aot.spec import Bool, Descriptor, Float, Int, Ptr, Spec, Type
+from gristmill.aot.symbolic import NARROW
 from gristmill.core.problem import ALIGNMENT_BYTES
 
 WARPS, STAGES = "num_warps", "num_stages"
-NARROW = 1 << 31
 
 
 class Kernels:

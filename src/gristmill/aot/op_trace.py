@@ -11,7 +11,7 @@ from gristmill.aot.elements import element_type
 from gristmill.aot.expressions import UntraceableError
 from gristmill.aot.functions import Condition, OpTensor, Passed
 from gristmill.aot.op_choice import Chosen
-from gristmill.aot.symbolic import Traced, Tracer, allocated, fixed
+from gristmill.aot.symbolic import NARROW, Traced, Tracer, allocated, fixed
 from gristmill.core.launch import Launch, TensorMap
 from gristmill.core.op import Op
 from gristmill.core.problem import Problem, TensorSpec
@@ -172,6 +172,8 @@ class _Run:
 
     def _launch(self, launch: Launch) -> TracedLaunch:
         passed, types, blocks = [], [], []
+        if any(isinstance(arg, TensorMap) for arg in launch.args):
+            self._rely_on_narrow(launch)
         for arg in launch.args:
             one, type_, block = self._passed(arg)
             passed.append(one)
@@ -187,6 +189,16 @@ class _Run:
             tuple(sorted((name, _constant(value)) for name, value in launch.options.items())),
             (grid[0], grid[1], grid[2]),
         )
+
+    def _rely_on_narrow(self, launch: Launch) -> None:
+        """A descriptor's coordinates are 32-bit, and Triton compiles them with no other numbers."""
+        for arg in launch.args:
+            for number in arg.shape if isinstance(arg, TensorMap) else [arg]:
+                if isinstance(number, (int, torch.SymInt)) and not number < NARROW:
+                    raise UntraceableError(
+                        f"{number} is past 32 bits, which {self.chosen.implementation.id} takes no "
+                        "descriptor of"
+                    )
 
     def _passed(self, arg: Any) -> tuple[Passed, str, tuple[int, ...]]:
         """An argument of a launch, its element type, and a descriptor's block."""

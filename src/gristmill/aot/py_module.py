@@ -10,7 +10,7 @@ from gristmill.aot.c_functions import Function, Kernel, kernel_view
 from gristmill.aot.c_header import Passed
 from gristmill.aot.c_tables import architectures, element_code, tables_of
 from gristmill.aot.elements import ALIASES, ELEMENT_BYTES
-from gristmill.aot.loading import digest_of
+from gristmill.aot.loading import digest_of, module_source
 from gristmill.aot.manifest import KernelEntry, Manifest
 from gristmill.native import runtime
 from gristmill.record import record
@@ -73,7 +73,7 @@ def write(manifest: Manifest, folder: str | Path) -> list[str]:
     Raises:
         ArtifactError: the manifest has what C's interface cannot.
     """
-    made = {f"{manifest.name}_module.c": source(manifest)}
+    made = {module_source(manifest): source(manifest)}
     made |= {f"{RUNTIME}/{name}": runtime.header(name) for name in HEADERS}
     for path, content in made.items():
         Path(folder, path).write_text(content, encoding="utf-8", newline="\n")

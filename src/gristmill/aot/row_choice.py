@@ -71,6 +71,19 @@ def holds(condition: Condition, sizes: Mapping[str, int]) -> bool:
     return _COMPARISONS[condition.relation](left, right)
 
 
+def unmet(row: Row, sizes: Mapping[str, int]) -> Condition | None:
+    """The first of a row's conditions that does not hold for these sizes."""
+    return next((c for c in row.conditions if not holds(c, sizes)), None)
+
+
+def opposite(condition: Condition) -> Condition:
+    """What holds where this does not."""
+    left, relation, right = condition.left, condition.relation, condition.right
+    if relation in ("==", "!="):
+        return Condition(left, "!=" if relation == "==" else "==", right)
+    return Condition(right, "<=" if relation == "<" else "<", left)
+
+
 def row_of(form: OpForm, arch: str, sizes: Mapping[str, int]) -> Row | None:
     """The row that a call takes, or `None`: nothing was made for such sizes.
 
@@ -78,7 +91,7 @@ def row_of(form: OpForm, arch: str, sizes: Mapping[str, int]) -> Row | None:
         arch: whose rows are looked at; that of the binaries which the device runs.
         sizes: of each tensor `<name>_size_<d>`, `<name>_stride_<d>` and `<name>_address`.
     """
-    rows = [r for r in form.rows if r.arch == arch and all(holds(c, sizes) for c in r.conditions)]
+    rows = [r for r in form.rows if r.arch == arch and unmet(r, sizes) is None]
     fitting = (row for row in rows if all(holds(limit, sizes) for limit in row.limits))
     return next(fitting, rows[-1] if rows else None)
 

@@ -28,8 +28,8 @@ def select(
         values: of each parameter: of a pointer and a descriptor the address (`None`: null), of
             numbers and constexprs the value; a constexpr that a tuned choice fills in may be left
             out, with `num_warps` and `num_stages` 0.
-        num_warps, num_stages: which to take; 0: those of the first tuned choice that holds, else
-            of the first variant that fits.
+        num_warps, num_stages: which to take; 0: those of the first tuned choice that holds and has
+            a variant for the call, else of the first variant that fits.
 
     Raises:
         ArtifactError: no variant fits; the message has the nearest one and the condition that
@@ -42,11 +42,20 @@ def select(
             f"{entry.name} has no code for {arch}; it was built for {known}. Build it for {arch}."
         )
     names = {name: plain(value) for name, value in types.items()}
-    if not num_warps and not num_stages:
-        row = next((c for c in entry.choices if _holds(entry, c, built, names, values)), None)
+    if not (num_warps and num_stages):
+        asked = [
+            c
+            for c in entry.choices
+            if num_warps in (0, c.num_warps) and num_stages in (0, c.num_stages)
+        ]
+        row = next((c for c in asked if _holds(entry, c, built, names, values)), None)
         if row is not None:
             chosen = {**values, **row.constexprs}
-            return _first(entry, built, names, chosen, row.num_warps, row.num_stages)
+            try:
+                return _first(entry, built, names, chosen, row.num_warps, row.num_stages)
+            except ArtifactError:
+                if not set(row.constexprs) <= set(values):  # nothing else says what they are
+                    raise
     return _first(entry, built, names, values, num_warps, num_stages)
 
 

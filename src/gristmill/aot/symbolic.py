@@ -16,6 +16,8 @@ from gristmill.aot.functions import Condition, OpTensor
 from gristmill.core.op import Op
 from gristmill.core.problem import Problem, TensorSpec
 
+NARROW = 1 << 31  # what 32 bits hold is below
+
 
 class Traced(torch.Tensor):
     """A tensor of symbolic sizes, without memory. Its address is a symbol too, so that asking for
@@ -90,7 +92,7 @@ class Tracer:
 
     def is_narrow(self, value: torch.SymInt) -> bool:
         """Whether what was asked so far keeps a number within 32 bits."""
-        return bool(self._env.bound_sympy(value.node.expr).upper < 1 << 31)
+        return bool(self._env.bound_sympy(value.node.expr).upper < NARROW)
 
     def tensor(self, name: str, of: torch.Tensor) -> OpTensor:
         """An output or a piece of workspace, in expressions."""

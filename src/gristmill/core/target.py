@@ -83,11 +83,16 @@ def named_target(arch: str) -> Target:
         ) from None
 
 
-# What Triton 3.6 and 3.9 make binaries for, with the warp size.
+# What Triton 3.6 and 3.9 make binaries for: the warp size, and the bytes of shared memory that a
+# block may have (CUDA's programming guide; AMD's instruction set manuals).
 _COMPILED = {
-    **{f"sm_{c}": ("cuda", 32) for c in (80, 86, 87, 89, 90, 100, 103, 120, 121)},
-    **{f"gfx{name}": ("hip", 64) for name in ("90a", "942", "950")},
-    **{f"gfx{name}": ("hip", 32) for name in (1100, 1101, 1102, 1200, 1201, 1250)},
+    **{f"sm_{c}": ("cuda", 32, 166_912) for c in (80, 87)},
+    **{f"sm_{c}": ("cuda", 32, 101_376) for c in (86, 89, 120, 121)},
+    **{f"sm_{c}": ("cuda", 32, 232_448) for c in (90, 100, 103)},
+    **{f"gfx{name}": ("hip", 64, 65_536) for name in ("90a", "942")},
+    **{f"gfx{name}": ("hip", 32, 65_536) for name in (1100, 1101, 1102, 1200, 1201)},
+    "gfx950": ("hip", 64, 163_840),
+    "gfx1250": ("hip", 32, 327_680),
 }
 
 _PRODUCTS = {
@@ -105,7 +110,8 @@ def _likely(name: str) -> str:
 
 
 def compile_target(arch: str) -> Target:
-    """What compiling for an architecture takes, and no more: vendor, architecture and warp size.
+    """What compiling for an architecture takes, and no more: vendor, architecture, warp size and
+    the shared memory of a block.
 
     Raises:
         InvalidInputError: it is none that Triton compiles for.
@@ -115,8 +121,8 @@ def compile_target(arch: str) -> Target:
             f"a target is {arch!r}; kernels can be compiled for {', '.join(_COMPILED)}. Name "
             f"one of them.{_likely(str(arch))}"
         )
-    vendor, warp_size = _COMPILED[arch]
-    return Target(vendor, arch, name=arch, num_sms=0, warp_size=warp_size)
+    vendor, warp_size, shared = _COMPILED[arch]
+    return Target(vendor, arch, arch, num_sms=0, shared_memory_bytes=shared, warp_size=warp_size)
 
 
 def device_target(device: torch.device) -> Target:

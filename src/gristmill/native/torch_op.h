@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "gristmill/operand.h"
 
@@ -89,7 +90,7 @@ class Place {
     void *stream() const {
         void *stream = nullptr;
         STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, name_, ": this torch has no GPUs");
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
         return stream;
     }
 
@@ -208,7 +209,7 @@ class Call {
 
     Tensor allocate(gristmill_operand &operand) const {
         AtenTensorHandle made = nullptr;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
             operand.rank, operand.sizes, operand.strides, dtype_of(operand.dtype),
             aoti_torch_device_type_cuda(), place_.device(), &made));
         Tensor tensor(made);

@@ -292,7 +292,8 @@ def gemm(
     b_map, b_along_k = _tensor_map(b, batch, block_k, block_n)
     by_tma = "PIECES" in config  # absent where it has nothing to say
     pieces = config.get("PIECES", 1)
-    results = Operand(out, TensorSpec.contiguous((m, n), a.spec.dtype), (batch > 1) * m * n)
+    step = m * n if batch > 1 else 0  # no `bool * m`: a symbolic `m` is not multiplied by one
+    results = Operand(out, TensorSpec.contiguous((m, n), a.spec.dtype), step)
     out_map, _ = _tensor_map(results, batch, block_m, block_n // pieces)
     n_tiles = batch * triton.cdiv(m, block_m) * triton.cdiv(n, block_n)
     constants = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "FLATTEN")
