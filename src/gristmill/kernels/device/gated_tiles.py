@@ -98,6 +98,10 @@ def _gated_bwd_kernel(
     ACTIVATION: tl.constexpr, LEADING: tl.constexpr, DENSE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
+    """Both gradients.
+
+    Size: three tensors with three leading strides each are read, and two written.
+    """
     start, row = tile_at(tl.program_id(0), N, DENSE, BLOCK_M, BLOCK_N)
     cols = tl.arange(0, BLOCK_N)
     mask = (row < n_rows)[:, None] & (cols < N - start)[None, :]
