@@ -95,19 +95,17 @@ def _gated_bwd_kernel(
     g_ptr, x_ptr, up_ptr, dx_ptr, dup_ptr, size_0, size_1,
     stride_g0, stride_g1, stride_g2, stride_x0, stride_x1, stride_x2,
     stride_u0, stride_u1, stride_u2, n_rows, N,
-    ACTIVATION: tl.constexpr, LEADING: tl.constexpr, DENSE: tl.constexpr, BLOCK_M: tl.constexpr,
+    ACTIVATION: tl.constexpr, LEADING: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
-    """Both gradients.
-
-    Size: three tensors with three leading strides each are read, and two written.
-    """
+    DENSE: tl.constexpr = LEADING == 0
+    DIMS: tl.constexpr = 1 if DENSE else LEADING
     start, row = tile_at(tl.program_id(0), N, DENSE, BLOCK_M, BLOCK_N)
     cols = tl.arange(0, BLOCK_N)
     mask = (row < n_rows)[:, None] & (cols < N - start)[None, :]
-    at_g = row_offset(row, size_0, size_1, stride_g0, stride_g1, stride_g2, LEADING)
-    at_x = row_offset(row, size_0, size_1, stride_x0, stride_x1, stride_x2, LEADING)
-    at_up = row_offset(row, size_0, size_1, stride_u0, stride_u1, stride_u2, LEADING)
+    at_g = row_offset(row, size_0, size_1, stride_g0, stride_g1, stride_g2, DIMS)
+    at_x = row_offset(row, size_0, size_1, stride_x0, stride_x1, stride_x2, DIMS)
+    at_up = row_offset(row, size_0, size_1, stride_u0, stride_u1, stride_u2, DIMS)
     at_out = row * 0 if DENSE else row * N  # the one row starts on 16 bytes, whatever N
     if up_ptr is None:
         up_ptr, dup_ptr, at_out = x_ptr + N, dx_ptr + N, 2 * at_out
@@ -171,15 +169,15 @@ def gated_launcher(op: Op, choice: Choice) -> Launcher:
         grid, tensors, given = _grid(op.problem(args)), args[: first + 2], args[first + 2 :]
         # Without an `up` there is no gradient of it either: the kernel finds both in one tensor.
         written = outputs if tensors[-1] is not None else (outputs[0], None)[: len(outputs)]
+        constexprs = {"ACTIVATION": choice.of(*given).name, **tile_constexprs(grid, config)}
+        if first:  # its kernel has no room for another parameter: dense tensors lead by none
+            constexprs["LEADING"] = 0 if constexprs.pop("DENSE") else grid.dims
         return (
             Launch(
                 kernel=kernel,
                 grid=(grid.programs(config["BLOCK_M"], config["BLOCK_N"]),),
                 args=(*tensors, *written, *grid.leading, grid.rows, grid.width),
-                constexprs={
-                    "ACTIVATION": choice.of(*given).name,
-                    **tile_constexprs(grid, config),
-                },
+                constexprs=constexprs,
                 options={"num_warps": config["num_warps"]},
             ),
         )
