@@ -36,9 +36,12 @@ if TYPE_CHECKING:
     from gristmill.ops._dispatch import register_ops
     from gristmill.ops.bound_op import BoundOp
     from gristmill.ops.explain import explain
+    from gristmill.ops.gelu import gelu
+    from gristmill.ops.gelu_and_mul import gelu_and_mul
     from gristmill.ops.get_op import get_op
     from gristmill.ops.matmul import matmul
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
+    from gristmill.ops.relu2_and_mul import relu2_and_mul
     from gristmill.ops.rms_norm import rms_norm
     from gristmill.ops.silu_and_mul import silu_and_mul
     from gristmill.ops.tune import tune
@@ -57,10 +60,13 @@ _HOME = {
     "explain": "gristmill.ops.explain",
     "export_plans": "gristmill.ops.plans",
     "freeze": "gristmill.ops.plans",
+    "gelu": "gristmill.ops.gelu",
+    "gelu_and_mul": "gristmill.ops.gelu_and_mul",
     "get_op": "gristmill.ops.get_op",
     "import_plans": "gristmill.ops.plans",
     "matmul": "gristmill.ops.matmul",
     "register_ops": "gristmill.ops._dispatch",
+    "relu2_and_mul": "gristmill.ops.relu2_and_mul",
     "rms_norm": "gristmill.ops.rms_norm",
     "silu_and_mul": "gristmill.ops.silu_and_mul",
     "thaw": "gristmill.ops.plans",
@@ -90,11 +96,14 @@ __all__ = [
     "explain",
     "export_plans",
     "freeze",
+    "gelu",
+    "gelu_and_mul",
     "get_op",
     "import_plans",
     "matmul",
     "nn",
     "register_ops",
+    "relu2_and_mul",
     "rms_norm",
     "silu_and_mul",
     "thaw",

@@ -88,7 +88,8 @@ def test_ours_include_the_spec_and_the_shared_files(monkeypatch):
         ("matmul", "tiled"): {"matmul.py", "tiles.py", "tiled.py"},
         ("rms_norm", "row"): {"rms_norm.py", "_rows.py", "rows.py", "row.py"},
         ("silu_and_mul_backward", "tiles"): {
-            *("silu_and_mul_backward.py", "silu_and_mul.py", "_rows.py"),
+            *("silu_and_mul_backward.py", "silu_and_mul.py", "_rows.py", "_activations.py"),
+            *("_gated.py", "_gated_backward.py", "gated_tiles.py"),
             *("activations.py", "row_tiles.py", "rows.py", "tiles.py"),
         },
     }

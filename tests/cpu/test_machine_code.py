@@ -186,6 +186,11 @@ def test_tf32_runs_on_warpgroups(name):
         ("silu_and_mul_backward", "tiles", "8192x14336"),
         ("silu_and_mul_backward", "tiles", "8192x14336-two-tensors"),
         ("silu_and_mul_backward", "tiles", "qwen3-30b-expert-4096x768"),
+        ("gelu", "tiles", "8192x14336"),
+        ("gelu_backward", "tiles", "8192x8192-tanh"),
+        ("gelu_and_mul", "tiles", "gemma2-9b-m4096"),
+        ("gelu_and_mul_backward", "tiles", "8192x14336"),
+        ("relu2_and_mul_backward", "tiles", "bitnet-2b-m4096"),
     ],
 )
 def test_rows_are_read_and_written_16_bytes_at_a_time(op, name, workload):
@@ -200,6 +205,19 @@ def test_rows_are_read_and_written_16_bytes_at_a_time(op, name, workload):
     assert all(".128" in line for line in loads)
     assert stores
     assert all(".128" in line for line in stores)
+
+
+@pytest.mark.parametrize(("op", "most"), [("gelu", 25), ("gelu_backward", 34)])
+@pytest.mark.parametrize("workload", ["8192x8192", "8192x8192-tanh"])
+def test_an_element_takes_fewer_instructions_than_the_copy_rate_leaves(op, workload, most):
+    """28 and 41 of them (docs/performance/activations.md); libdevice's `erf` alone is more."""
+    implementation = registry.implementation(op, "tiles")
+    problem = implementation.op.workload(workload).problem
+    (binary,) = compiled(implementation, problem, HOPPER)
+    values = implementation.config(None, problem, HOPPER)["VALUES"]
+    code = [line for line in binary.sass.splitlines() if ";" in line and "NOP" not in line]
+    # The body is there twice, the second time for the last tile.
+    assert len(code) / 2 / values <= most
 
 
 @pytest.mark.parametrize("op", ["silu_and_mul", "silu_and_mul_backward"])
@@ -282,6 +300,7 @@ def test_the_sum_of_shares_is_set_up_while_the_kernel_before_it_ends():
         ("rms_norm_backward", "persistent", "n_rows"),
         ("silu_and_mul", "tiles", "N"),
         ("silu_and_mul_backward", "tiles", "N"),
+        ("gelu", "tiles", "N"),
     ],
 )
 def test_sizes_just_below_32_bits_are_not_added_to(op, name, size):
@@ -311,6 +330,7 @@ def test_a_new_token_count_compiles_nothing():
         ("rms_norm_backward", "strips", [{"rows": r, "N": 4096} for r in (64, 1000, 4097)]),
         ("silu_and_mul", "tiles", [{"rows": r, "N": 14336} for r in (1, 16, 17, 4096)]),
         ("silu_and_mul_backward", "tiles", [{"rows": r, "N": 768} for r in (16, 1000, 4097)]),
+        ("gelu_and_mul", "tiles", [{"rows": r, "N": 14336} for r in (1, 16, 17)]),
         ("matmul", "tiled", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
         ("matmul", "persistent_tma", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
         ("matmul", "split_k", [{"M": m, "N": 4096, "K": 4096} for m in (17, 32, 31)]),
@@ -357,6 +377,7 @@ def test_what_32_bit_counts_do_not_reach_is_refused():
         ("rms_norm_backward", "persistent", {"rows": 2**31, "N": 1}),
         ("silu_and_mul", "tiles", {"rows": 2**31, "N": 1}),
         ("silu_and_mul_backward", "tiles", {"rows": 2**31, "N": 1}),
+        ("gelu_and_mul", "tiles", {"rows": 2**31, "N": 1}),
         ("matmul", "tiled", {"M": 2**31 - 1, "N": 1, "K": 1}),
         ("matmul", "gemv", {"M": 1, "N": 1, "K": 2**31 - 1}),
     ]

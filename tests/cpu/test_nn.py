@@ -56,6 +56,43 @@ def test_silu_and_mul_takes_both_halves_at_once():
     torch.testing.assert_close(got, torch.autograd.grad(want, x, upstream))
 
 
+def _relu2(z):
+    return torch.relu(z).square()
+
+
+@pytest.mark.parametrize(
+    ("module", "activation"),
+    [
+        (nn.GeluAndMul(), torch.nn.GELU()),
+        (nn.GeluAndMul("tanh"), torch.nn.GELU("tanh")),
+        (nn.Relu2AndMul(), _relu2),
+    ],
+)
+def test_gates_take_both_halves_at_once(module, activation):
+    x = torch.randn(2, 3, 40, requires_grad=True)
+    want = activation(x[..., :20]) * x[..., 20:]
+    torch.testing.assert_close(module(x), want)
+    upstream = torch.randn_like(want)
+    got = torch.autograd.grad(module(x), x, upstream)
+    torch.testing.assert_close(got, torch.autograd.grad(want, x, upstream))
+    with pytest.raises(gm.InvalidInputError, match="columns"):
+        module(x[..., 1:])
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_torchs_of_any_shape(approximate):
+    theirs, ours = torch.nn.GELU(approximate), nn.GELU(approximate)
+    assert repr(ours) == repr(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    for x in (torch.randn(()), torch.randn(3, 5).t(), torch.randn(2, 3, 8)[..., ::2]):
+        leaf = x.detach().requires_grad_()
+        torch.testing.assert_close(ours(leaf), theirs(leaf))
+        got, want = (torch.autograd.grad(m(leaf).sum(), leaf) for m in (ours, theirs))
+        torch.testing.assert_close(got, want)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(leaf), theirs(leaf))
+
+
 def test_what_a_module_refuses():
     with pytest.raises(gm.InvalidInputError, match="normalized_shape"):
         nn.RMSNorm((4, 32))

@@ -12,8 +12,15 @@ from gristmill.testing import Case, judge
 from gristmill.verify import compare, truth
 
 NAMES = ("matmul", "rms_norm", "rms_norm_backward", "silu_and_mul", "silu_and_mul_backward")
-OPS = [registry.load(name) for name in NAMES]
-MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD = OPS
+GELU, GELU_BACKWARD, GELU_AND_MUL, GELU_AND_MUL_BACKWARD = (
+    registry.load(name + way) for name in ("gelu", "gelu_and_mul") for way in ("", "_backward")
+)
+RELU2, RELU2_BACKWARD = (registry.load(f"relu2_and_mul{way}") for way in ("", "_backward"))
+MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD = map(registry.load, NAMES)
+OPS = [
+    *(MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD, GELU, GELU_BACKWARD),
+    *(GELU_AND_MUL, GELU_AND_MUL_BACKWARD, RELU2, RELU2_BACKWARD),
+]
 
 
 def ones(*shape, dtype=torch.float32):
@@ -61,6 +68,16 @@ def ones(*shape, dtype=torch.float32):
         (SILU, (ones(4, 6).t(),), ["`x`", "stride 6", "contiguous()"]),
         (SILU, (ones(4, 4), ones(4, 2)), ["`up`", "(4, 2)", "(4, 4)", "Pass"]),
         (SILU, (ones(4, 4), ones(4, 4).half()), ["`up`", "float16", "one dtype"]),
+        (GELU, (ones(4), "erf"), ["`approximate`", "'erf'", "'none'", "'tanh'", "Pass"]),
+        (GELU, (ones(4), None), ["`approximate`", "NoneType", "str"]),
+        (GELU, (ones(4).int(),), ["`x`", "torch.int32", "torch.bfloat16"]),
+        (GELU_BACKWARD, (ones(4), ones(1, 4)), ["`grad_out`", "(4,)", "(1, 4)", "shape"]),
+        (GELU_BACKWARD, (ones(4).half(), ones(4)), ["`grad_out`", "float16", "one dtype"]),
+        (GELU_AND_MUL, (ones(4, 5),), ["`x`", "5 columns", "`gelu_and_mul`"]),
+        (GELU_AND_MUL, (ones(4), None, "Tanh"), ["`approximate`", "mean", "'tanh'"]),
+        (GELU_AND_MUL_BACKWARD, (ones(2), ones(4), None, ""), ["`approximate`", "''"]),
+        (RELU2, (ones(4, 4), ones(4, 2)), ["`up`", "(4, 2)", "(4, 4)", "`relu2_and_mul`"]),
+        (RELU2_BACKWARD, (ones(4, 4), ones(4, 4)), ["`grad_out`", "`relu2_and_mul` returns"]),
         (SILU_BACKWARD, (ones(4, 4), ones(4, 4)), ["`grad_out`", "(4, 4)", "(4, 2)", "returns"]),
         (SILU_BACKWARD, (ones(4, 2), ones(4, 4), ones(4, 4)), ["`grad_out`", "(4, 2)", "(4, 4)"]),
     ],
@@ -103,6 +120,12 @@ def test_refusals_say_what_was_given_what_is_allowed_and_what_to_do(op, args, wo
         (SILU, (ones(6),)),
         (SILU, (ones(4, 0),)),
         (SILU, (ones(0, 4), ones(0, 4))),
+        (GELU, (ones(),)),
+        (GELU, (ones(4, 6).t(), "tanh")),
+        (GELU, (ones(2, 3, 4)[..., ::2],)),
+        (GELU_BACKWARD, (ones(1).expand(4, 6), ones(6, 4).t())),
+        (GELU_AND_MUL, (ones(4, 9)[:, :6], None, "tanh")),
+        (RELU2, (ones(0, 4), ones(0, 4))),
         (SILU_BACKWARD, (ones(2).expand(3, 2), ones(3, 4))),
         (SILU_BACKWARD, (ones(2, 3, 4),) + (ones(3, 2, 4).transpose(0, 1),) * 2),
     ],

@@ -136,7 +136,7 @@ MUTATIONS = {
     "silu_and_mul/tiles": [
         ("up_ptr = x_ptr + N", "up_ptr = x_ptr + N - 1", "normal"),
         ("cols < N - start", "cols < N - 1 - start", "normal"),
-        ("* sigmoid * up", "* sigmoid.to(tl.float16).to(tl.float32) * up", "normal"),
+        ("z * side", "z * side.to(tl.float16).to(tl.float32)", "normal"),
     ],
     "silu_and_mul_backward/tiles": [
         (
@@ -145,8 +145,34 @@ MUTATIONS = {
             "normal",
         ),
         ("cols < N - start", "cols < N - 1 - start", "normal"),
-        ("(1 + gate * rest)", "(1 + gate * sigmoid)", "normal"),
-        ("grad * (gate * sigmoid)", "grad * (gate * sigmoid).to(tl.float16)", "normal"),
+        ("(1 + z * rest)", "(1 + z * side)", "normal"),
+        ("z * side\n", "(z * side).to(tl.float16).to(tl.float32)\n", "normal"),
+    ],
+    "gelu/tiles": [
+        ("1.15110874e00", "1.15210874e00", "normal"),  # of the tail
+        ("cols < N - start", "cols < N - 1 - start", "normal"),
+        ("1.0 - tail, tail", "1.0 - tail, 0 * tail", "normal"),
+    ],
+    "gelu_backward/tiles": [
+        ("z * (0.398942280", "z * (0.388942280", "normal"),
+        ("-0.721347520", "-0.711347520", "normal"),
+        ("y = grad * slope", "y = slope", "normal"),
+    ],
+    "gelu_and_mul/tiles": [
+        ("up_ptr = x_ptr + N", "up_ptr = x_ptr + N - 1", "normal"),
+        ("1.15110874e00", "1.15210874e00", "normal"),
+    ],
+    "gelu_and_mul_backward/tiles": [
+        ("grad * up * slope", "grad * slope", "normal"),
+        ("side + z * (0.398942280", "side + (0.398942280", "normal"),
+    ],
+    "relu2_and_mul/tiles": [
+        ("side * side if", "side if", "normal"),
+        ("tl.maximum(z, 0.0", "tl.maximum(z, 0.1", "normal"),
+    ],
+    "relu2_and_mul_backward/tiles": [
+        ("return 2 * side", "return side", "normal"),
+        ("side * side if", "side if", "normal"),
     ],
     "matmul/gemv": [
         ("K - start", "K - 1 - start", "normal"),  # the last product of each sum dropped

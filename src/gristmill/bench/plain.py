@@ -44,18 +44,40 @@ def _rms_norm_backward(
     return _backward(out, (leaf, learned), grad_out)
 
 
-def _silu_and_mul(x: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
-    gate, other = x.chunk(2, dim=-1) if up is None else (x, up)
-    return functional.silu(gate) * other
+def _relu2(gate: torch.Tensor) -> torch.Tensor:
+    return functional.relu(gate).square()
 
 
-def _silu_and_mul_backward(
-    grad_out: torch.Tensor, x: torch.Tensor, up: torch.Tensor | None
-) -> Call:
-    leaf, other = _leaf(x), None if up is None else _leaf(up)
+def _gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
+    return functional.gelu(x, approximate=approximate)
+
+
+def _gelu_backward(grad_out: torch.Tensor, x: torch.Tensor, approximate: str) -> Call:
+    leaf = _leaf(x)
     with torch.enable_grad():
-        out = _silu_and_mul(leaf, other)
-    return _backward(out, (leaf, other), grad_out)
+        out = _gelu(leaf, approximate)
+    call = _backward(out, (leaf,), grad_out)
+    return lambda: call()[0]
+
+
+def _gated(activation: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def call(x: torch.Tensor, up: torch.Tensor | None, *given: str) -> torch.Tensor:
+        gate, other = x.chunk(2, dim=-1) if up is None else (x, up)
+        return activation(gate, *given) * other
+
+    return call
+
+
+def _gated_backward(activation: Callable[..., torch.Tensor]) -> Callable[..., Call]:
+    def prepare(
+        grad_out: torch.Tensor, x: torch.Tensor, up: torch.Tensor | None, *given: str
+    ) -> Call:
+        leaf, other = _leaf(x), None if up is None else _leaf(up)
+        with torch.enable_grad():
+            out = _gated(activation)(leaf, other, *given)
+        return _backward(out, (leaf, other), grad_out)
+
+    return prepare
 
 
 def _leaf(tensor: torch.Tensor, needed: bool = True) -> torch.Tensor:
@@ -86,6 +108,12 @@ _PLAIN: dict[str, tuple[str, Callable[..., Call]]] = {
     "matmul": ("torch.matmul", _called(lambda a, b, *_: torch.matmul(a, b))),
     "rms_norm": ("torch.nn.functional.rms_norm", _called(_rms_norm)),
     "rms_norm_backward": ("autograd of torch.nn.functional.rms_norm", _rms_norm_backward),
-    "silu_and_mul": ("torch.nn.functional.silu(gate) * up", _called(_silu_and_mul)),
-    "silu_and_mul_backward": ("autograd of silu(gate) * up", _silu_and_mul_backward),
+    "gelu": ("torch.nn.functional.gelu", _called(_gelu)),
+    "gelu_backward": ("autograd of torch.nn.functional.gelu", _gelu_backward),
+    "gelu_and_mul": ("torch.nn.functional.gelu(gate) * up", _called(_gated(_gelu))),
+    "gelu_and_mul_backward": ("autograd of gelu(gate) * up", _gated_backward(_gelu)),
+    "relu2_and_mul": ("torch.relu(gate).square() * up", _called(_gated(_relu2))),
+    "relu2_and_mul_backward": ("autograd of relu(gate).square() * up", _gated_backward(_relu2)),
+    "silu_and_mul": ("torch.nn.functional.silu(gate) * up", _called(_gated(functional.silu))),
+    "silu_and_mul_backward": ("autograd of silu(gate) * up", _gated_backward(functional.silu)),
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from gristmill.nn.gelu import GELU
+from gristmill.nn.gelu_and_mul import GeluAndMul
+from gristmill.nn.relu2_and_mul import Relu2AndMul
 from gristmill.nn.rms_norm import RMSNorm
 from gristmill.nn.silu_and_mul import SiluAndMul
 
-__all__ = ["RMSNorm", "SiluAndMul"]
+__all__ = ["GELU", "GeluAndMul", "RMSNorm", "Relu2AndMul", "SiluAndMul"]

@@ -34,16 +34,23 @@ def check_dtype(op: str, name: str, tensor: torch.Tensor, x: torch.Tensor) -> No
         )
 
 
-def check_like(
-    op: str, name: str, tensor: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...], what: str
+def check_shape(
+    op: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...], what: str
 ) -> None:
-    """Refuse a tensor that is not `shape` (said as `what`), of the dtype of `x` and dense along its
-    last dimension."""
+    """Refuse a tensor that is not `shape` (said as `what`)."""
     if tuple(tensor.shape) != shape:
         raise InvalidInputError(
             f"`{name}` has shape {tuple(tensor.shape)}; `{op}` needs {shape}, {what}. Pass a "
             "tensor of that shape."
         )
+
+
+def check_like(
+    op: str, name: str, tensor: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...], what: str
+) -> None:
+    """Refuse a tensor that is not `shape` (said as `what`), of the dtype of `x` and dense along its
+    last dimension."""
+    check_shape(op, name, tensor, shape, what)
     check_dtype(op, name, tensor, x)
     check_rows(op, name, tensor)
 

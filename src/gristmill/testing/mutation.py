@@ -42,8 +42,11 @@ def _with_broken_import(source: str, old: str, new: str, folder: Path) -> str | 
     """The source importing device functions of which one has `new` for `old`, if any has."""
     for shared in re.findall(r"^from (\S+\.kernels\.device\.\w+) import", source, re.MULTILINE):
         text = Path(str(sys.modules[shared].__file__)).read_text()
-        if old in text:
-            broken = _module(text.replace(old, new), folder)
+        mutant = text.replace(old, new)
+        if mutant == text:  # or of those that it imports
+            mutant = _with_broken_import(text, old, new, folder)
+        if mutant is not None:
+            broken = _module(mutant, folder)
             return source.replace(f"from {shared} import", f"from {broken.__name__} import")
     return None
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from gristmill.core.registry import register
-from gristmill.specs.silu_and_mul import OP, reference
+from gristmill.specs.silu_and_mul import OP
 
-silu_and_mul = register(OP, "aten", reference, kind="vendor", module=__name__)
+silu_and_mul = register(OP, "aten", OP.reference, kind="vendor", module=__name__)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from gristmill.core.registry import register
-from gristmill.specs.silu_and_mul_backward import OP, reference
+from gristmill.specs.silu_and_mul_backward import OP
 
-silu_and_mul_backward = register(OP, "aten", reference, kind="vendor", module=__name__)
+silu_and_mul_backward = register(OP, "aten", OP.reference, kind="vendor", module=__name__)

@@ -1,0 +1,13 @@
+"""The gradient of `gelu`, a program a tile of rows and columns (`device/elementwise_tiles.py`). For
+every size, and a unit stride in the last dimension."""
+
+from __future__ import annotations
+
+from gristmill.core.registry import register
+from gristmill.kernels.device.elementwise_tiles import ELEMENTWISE_TILES, elementwise_launcher
+from gristmill.specs.gelu import CHOICE
+from gristmill.specs.gelu_backward import OP
+
+_launch = elementwise_launcher(OP, CHOICE)
+
+gelu_backward = register(OP, "tiles", _launch, module=__name__, **ELEMENTWISE_TILES)
