@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gristmill.ops.bound_op import BoundOp
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import get_op
+    from gristmill.ops.layer_norm import layer_norm
     from gristmill.ops.matmul import matmul
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.rms_norm import rms_norm
@@ -59,6 +60,7 @@ _HOME = {
     "freeze": "gristmill.ops.plans",
     "get_op": "gristmill.ops.get_op",
     "import_plans": "gristmill.ops.plans",
+    "layer_norm": "gristmill.ops.layer_norm",
     "matmul": "gristmill.ops.matmul",
     "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
@@ -92,6 +94,7 @@ __all__ = [
     "freeze",
     "get_op",
     "import_plans",
+    "layer_norm",
     "matmul",
     "nn",
     "register_ops",

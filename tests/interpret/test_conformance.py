@@ -132,6 +132,28 @@ MUTATIONS = {
         ("partial_ptr + group * N", "partial_ptr", "normal"),
         ("sums += tl.cast(n_rows, tl.int64) * PARTS", "sums += PARTS", "normal"),
     ],
+    "layer_norm/rows": [
+        ("squares / N", "squares / (N + 1)", "normal"),
+        ("slip * slip, 0.0) + eps)", "slip * slip, 0.0)) + eps", "small"),
+        ("tl.sum(x, axis=1) / N", "tl.sum(0 * x, axis=1) / N", "offset"),  # squares that cancel
+        ("row < n_rows", "row < n_rows - 1", "normal"),
+        (
+            "mask = row_mask[:, None] & (cols < N)",
+            "mask = row_mask[:, None] & (cols < N - 1)",
+            "normal",
+        ),
+    ],
+    "layer_norm_backward/persistent": [
+        ("squares / N", "squares / (N + 1)", "normal"),
+        ("slip * slip, 0.0) + eps)", "slip * slip, 0.0)) + eps", "small"),
+        ("row < n_rows", "row < n_rows - 1", "normal"),
+        ("dw += g * normed", "dw = g * normed", "normal"),  # the last tile's share alone
+        ("db += g", "db = g", "normal"),
+        ("total = totals / N", "total = 0 * totals", "normal"),
+        ("products / N", "products / BLOCK_N", "normal"),
+        ("partial_ptr + first *", "partial_ptr + 0 * first *", "normal"),
+        ("cols - stride // 2", "cols - stride // 2 + 1", "normal"),
+    ],
     "silu_and_mul/tiles": [
         ("up_ptr = x_ptr + N", "up_ptr = x_ptr + N - 1", "normal"),
         ("cols < N - start", "cols < N - 1 - start", "normal"),

@@ -44,6 +44,27 @@ def _rms_norm_backward(
     return _backward(out, (leaf, learned), grad_out)
 
 
+def _layer_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _layer_norm_backward(
+    grad_out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    weight_grad: bool,
+    bias_grad: bool,
+) -> Call:
+    leaf, learned = _leaf(x), None if weight is None else _leaf(weight, weight_grad)
+    bias = _leaf(x.new_zeros(x.shape[-1:]), bias_grad)
+    with torch.enable_grad():
+        out = _layer_norm(leaf, learned, bias, eps)
+    return _backward(out, (leaf, learned, bias), grad_out)
+
+
 def _silu_and_mul(x: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
     gate, other = x.chunk(2, dim=-1) if up is None else (x, up)
     return functional.silu(gate) * other
@@ -83,6 +104,8 @@ def _called(function: Callable[..., Any]) -> Callable[..., Call]:
 
 
 _PLAIN: dict[str, tuple[str, Callable[..., Call]]] = {
+    "layer_norm": ("torch.nn.functional.layer_norm", _called(_layer_norm)),
+    "layer_norm_backward": ("autograd of torch.nn.functional.layer_norm", _layer_norm_backward),
     "matmul": ("torch.matmul", _called(lambda a, b, *_: torch.matmul(a, b))),
     "rms_norm": ("torch.nn.functional.rms_norm", _called(_rms_norm)),
     "rms_norm_backward": ("autograd of torch.nn.functional.rms_norm", _rms_norm_backward),

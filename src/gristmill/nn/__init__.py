@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from gristmill.nn.layer_norm import LayerNorm
 from gristmill.nn.rms_norm import RMSNorm
 from gristmill.nn.silu_and_mul import SiluAndMul
 
-__all__ = ["RMSNorm", "SiluAndMul"]
+__all__ = ["LayerNorm", "RMSNorm", "SiluAndMul"]
