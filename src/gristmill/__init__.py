@@ -34,6 +34,7 @@ from gristmill.errors import (
 if TYPE_CHECKING:
     from gristmill import nn
     from gristmill.ops._dispatch import register_ops
+    from gristmill.ops.add_layer_norm import add_layer_norm
     from gristmill.ops.bound_op import BoundOp
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import get_op
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BoundOp": "gristmill.ops.bound_op",
     "TritonAutoTuner": "gristmill.tuners.tuner",
+    "add_layer_norm": "gristmill.ops.add_layer_norm",
     "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
     "export_plans": "gristmill.ops.plans",
@@ -88,6 +90,7 @@ __all__ = [
     "TuningError",
     "UnknownOpError",
     "UnsupportedProblemError",
+    "add_layer_norm",
     "autotune",
     "explain",
     "export_plans",

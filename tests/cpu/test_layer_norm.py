@@ -67,6 +67,38 @@ def test_autograd_gives_the_gradients_that_are_asked_for(dtype, wanted):
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("fresh_store")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wanted", ["x", "residual weight", "x residual weight bias"])
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+def test_add_layer_norm_sends_the_gradients_of_both_results_back(dtype, wanted, used):
+    values = {
+        "x": randn(6, 24),
+        "residual": randn(6, 24, 1)[..., 0],
+        "weight": randn(24),
+        "bias": randn(1, 24)[0],
+    }
+    narrow = {k: v.to(dtype).requires_grad_(k in wanted.split()) for k, v in values.items()}
+    wide = {k: v.detach().double().requires_grad_(v.requires_grad) for k, v in narrow.items()}
+    total = wide["x"] + wide["residual"]
+    ours = gm.add_layer_norm(*narrow.values())
+    theirs = torchs(total, wide["weight"], wide["bias"], 1e-5), total
+    upstream = [randn(24, 6 + i).t()[:6].to(dtype) for i in used]
+
+    def gradients(given, results, grads):
+        leaves = [v for v in given.values() if v.requires_grad]
+        return torch.autograd.grad([results[i] for i in used], leaves, grads, allow_unused=True)
+
+    got = gradients(narrow, ours, upstream)
+    want = gradients(wide, theirs, [u.double() for u in upstream])
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-2
+    for one, other in zip(got, want, strict=True):
+        if other is None:  # of the sum alone, weight and bias
+            assert one is None or not one.any()
+        else:
+            torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
 def passing(op, values, made):
     """Which of these outputs the bounds let pass."""
     references, magnitudes = truth(op, values)

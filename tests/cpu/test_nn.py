@@ -48,6 +48,24 @@ def test_layer_norm_is_torchs_with_the_same_state(options):
     assert repr(ours) == repr(theirs)
 
 
+def test_add_layer_norm_is_a_sum_and_torchs_layer_norm():
+    theirs, ours = torch.nn.LayerNorm(32), nn.AddLayerNorm(32)
+    torch.nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    x, residual = (torch.randn(4, 3, 32, requires_grad=True) for _ in range(2))
+    upstream = torch.randn(4, 3, 32), torch.randn(4, 3, 32)
+    total = x + residual
+    results = (ours, ours(x, residual)), (theirs, (theirs(total), total))
+    torch.testing.assert_close(results[0][1], results[1][1])
+    got, want = (
+        torch.autograd.grad(out, (x, residual, *module.parameters()), upstream)
+        for module, out in results
+    )
+    torch.testing.assert_close(got, want)
+    with pytest.raises(gm.InvalidInputError, match=r"rows of 32"):
+        ours(torch.randn(4, 16), torch.randn(4, 16))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rms_norm_without_weight_or_epsilon(dtype):
     x = torch.randn(4, 32, dtype=dtype)

@@ -12,8 +12,10 @@ from gristmill.testing import Case, judge
 from gristmill.verify import compare, truth
 
 NAMES = ("matmul", "rms_norm", "rms_norm_backward", "silu_and_mul", "silu_and_mul_backward")
-OPS = [registry.load(name) for name in (*NAMES, "layer_norm", "layer_norm_backward")]
-MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD, LAYER_NORM, LAYER_NORM_BACKWARD = OPS
+CENTRED = ("layer_norm", "layer_norm_backward", "add_layer_norm", "add_layer_norm_backward")
+OPS = [registry.load(name) for name in (*NAMES, *CENTRED)]
+MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD = OPS[: len(NAMES)]
+LAYER_NORM, LAYER_NORM_BACKWARD, ADD_LAYER_NORM, ADD_LAYER_NORM_BACKWARD = OPS[len(NAMES) :]
 
 
 def ones(*shape, dtype=torch.float32):
@@ -63,6 +65,14 @@ def ones(*shape, dtype=torch.float32):
         (LAYER_NORM, (ones(4, 4), None, None, -1.0), ["`eps`", "-1.0", "0 or more"]),
         (LAYER_NORM_BACKWARD, (ones(4, 5), ones(4, 4)), ["`grad_out`", "(4, 5)", "(4, 4)"]),
         (LAYER_NORM_BACKWARD, (ones(4, 4), ones(4, 4), ones(3)), ["`weight`", "(3,)", "(4,)"]),
+        (ADD_LAYER_NORM, (ones(4, 4), ones(4, 5)), ["`residual`", "(4, 5)", "(4, 4)"]),
+        (ADD_LAYER_NORM, (ones(4, 4), ones(4, 4).half()), ["`residual`", "float16", "one dtype"]),
+        (ADD_LAYER_NORM, (ones(4, 4), ones(4, 4), None, ones(3)), ["`bias`", "(3,)", "(4,)"]),
+        (
+            ADD_LAYER_NORM_BACKWARD,
+            (ones(4, 4), ones(4, 3), ones(4, 4)),
+            ["`grad_new_residual`", "(4, 3)", "(4, 4)"],
+        ),
         (SILU, (ones(),), ["`x`", "()", "reshape(1)"]),
         (SILU, (ones(4, 5),), ["`x`", "5 columns", "even", "`up`"]),
         (SILU, (ones(4, 6).t(),), ["`x`", "stride 6", "contiguous()"]),
@@ -112,6 +122,9 @@ def test_refusals_say_what_was_given_what_is_allowed_and_what_to_do(op, args, wo
         (LAYER_NORM_BACKWARD, (ones(5), ones(5), None, 1e-5, True, False)),
         (LAYER_NORM_BACKWARD, (ones(0, 4), ones(0, 4), ones(4))),
         (LAYER_NORM_BACKWARD, (ones(4, 0), ones(4, 0), ones(0))),
+        (ADD_LAYER_NORM, (ones(2, 3, 4).transpose(0, 1), ones(4).expand(3, 2, 4), ones(4))),
+        (ADD_LAYER_NORM, (ones(0, 4), ones(0, 4))),
+        (ADD_LAYER_NORM_BACKWARD, (ones(4).expand(3, 4), ones(3, 8)[:, :4], ones(3, 4), ones(4))),
         (SILU, (ones(4, 9)[:, :6],)),
         (SILU, (ones(2, 3, 4).transpose(0, 1), ones(4).expand(3, 2, 4))),
         (SILU, (ones(6),)),

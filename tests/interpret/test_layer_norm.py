@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TARGET = named_target("sm_90")
 DIGITS = 1e-5  # the interpreter adds a row's values one after the other
 ROWS = implementation("layer_norm", "rows")
+ADDING = implementation("add_layer_norm", "rows")
 PERSISTENT = implementation("layer_norm_backward", "persistent")
 
 
@@ -37,6 +38,17 @@ def test_a_large_mean_costs_no_digits(chunks):
     config = {**prior, "CHUNKS": chunks, "BLOCK_M": 1, "num_warps": 8 // chunks}
     (want,), _ = truth(ROWS.op, values)
     assert furthest([ROWS(*values, config=config)], [want]) < DIGITS
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_nor_in_a_sum(chunks):
+    problem, values = values_of(ADDING.op, 3, 4099)
+    prior = dict(ADDING.config(None, problem, TARGET).knobs)
+    config = {**prior, "CHUNKS": chunks, "BLOCK_M": 1, "num_warps": 8 // chunks}
+    want, _ = truth(ROWS.op, (values[0] + values[1], *values[2:]))
+    out, total = ADDING(*values, config=config)
+    assert torch.equal(total, values[0] + values[1])
+    assert furthest([out], want) < DIGITS
 
 
 def test_nor_do_its_gradients():

@@ -65,6 +65,13 @@ def _layer_norm_backward(
     return _backward(out, (leaf, learned, bias), grad_out)
 
 
+def _add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + residual
+    return _layer_norm(total, *rest), total
+
+
 def _silu_and_mul(x: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
     gate, other = x.chunk(2, dim=-1) if up is None else (x, up)
     return functional.silu(gate) * other
@@ -104,6 +111,10 @@ def _called(function: Callable[..., Any]) -> Callable[..., Call]:
 
 
 _PLAIN: dict[str, tuple[str, Callable[..., Call]]] = {
+    "add_layer_norm": (
+        "torch.nn.functional.layer_norm(x + residual)",
+        _called(_add_layer_norm),
+    ),
     "layer_norm": ("torch.nn.functional.layer_norm", _called(_layer_norm)),
     "layer_norm_backward": ("autograd of torch.nn.functional.layer_norm", _layer_norm_backward),
     "matmul": ("torch.matmul", _called(lambda a, b, *_: torch.matmul(a, b))),

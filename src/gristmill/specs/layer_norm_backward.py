@@ -65,6 +65,19 @@ def reference(
     `grad_weight` has shape (0,) where there is no weight, or `weight_grad` is False; `grad_bias`
     where `bias_grad` is.
     """
+    grad_x, *vectors = wide_gradients(grad_out, x, weight, eps, weight_grad, bias_grad)
+    return grad_x.to(x.dtype).contiguous(), vectors[0], vectors[1]
+
+
+def wide_gradients(
+    grad_out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    weight_grad: bool,
+    bias_grad: bool,
+) -> Gradients:
+    """The reference before `grad_x` is rounded."""
     normed, rstd = normalised(x, eps)
     grad = grad_out.to(normed.dtype)
     scaled = grad if weight is None else grad * weight.to(normed.dtype)
@@ -76,7 +89,7 @@ def reference(
         grad_weight = sum_rows(grad * normed).to(x.dtype)
     if bias_grad:
         grad_bias = sum_rows(grad).to(x.dtype)
-    return grad_x.to(x.dtype).contiguous(), grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias
 
 
 def magnitude(

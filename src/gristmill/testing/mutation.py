@@ -39,12 +39,17 @@ def mutated(implementation: Implementation, old: str, new: str, folder: Path) ->
 
 
 def _with_broken_import(source: str, old: str, new: str, folder: Path) -> str | None:
-    """The source importing device functions of which one has `new` for `old`, if any has."""
+    """The source importing device functions of which one has `new` for `old`, if any has; or that
+    of one that imports such a one."""
     for shared in re.findall(r"^from (\S+\.kernels\.device\.\w+) import", source, re.MULTILINE):
         text = Path(str(sys.modules[shared].__file__)).read_text()
         if old in text:
-            broken = _module(text.replace(old, new), folder)
-            return source.replace(f"from {shared} import", f"from {broken.__name__} import")
+            text = text.replace(old, new)
+        elif (text := _with_broken_import(text, old, new, folder)) is None:
+            continue
+        return source.replace(
+            f"from {shared} import", f"from {_module(text, folder).__name__} import"
+        )
     return None
 
 
