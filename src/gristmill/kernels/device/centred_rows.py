@@ -115,7 +115,7 @@ def _tile(
     LEADING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE: tl.constexpr,
     EVICT: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
-    row = tl.cast(tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = row < n_rows
     cols = tl.arange(0, BLOCK_N)
     x_ptr += offset_in(row, sizes, strides_x, LEADING)[:, None] + cols[None, :]
@@ -153,9 +153,9 @@ def _layer_norm_fwd_kernel(
             w = _load(w_ptr, cols, cols < N)
         if b_ptr is not None:
             b = _load(b_ptr, cols, cols < N)
-    first = tl.program_id(0)
+    first = tl.program_id(0).to(tl.int64)  # int64: row * N passes 2**31
     if STAGES:
-        n_tiles = tl.cdiv(n_rows, BLOCK_M)
+        n_tiles = tl.cdiv(tl.cast(n_rows, tl.int64), BLOCK_M)  # `cdiv` adds before it divides
         for tile in tl.range(first, n_tiles, tl.num_programs(0), num_stages=STAGES):
             _tile(
                 tile, x_ptr, r_ptr, sizes, strides_x, strides_r, sum_ptr, w_ptr, b_ptr, w, b,
