@@ -34,11 +34,13 @@ from gristmill.errors import (
 if TYPE_CHECKING:
     from gristmill import nn
     from gristmill.ops._dispatch import register_ops
+    from gristmill.ops.add_layer_norm import add_layer_norm
     from gristmill.ops.bound_op import BoundOp
     from gristmill.ops.explain import explain
     from gristmill.ops.gelu import gelu
     from gristmill.ops.gelu_and_mul import gelu_and_mul
     from gristmill.ops.get_op import get_op
+    from gristmill.ops.layer_norm import layer_norm
     from gristmill.ops.matmul import matmul
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.relu2_and_mul import relu2_and_mul
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BoundOp": "gristmill.ops.bound_op",
     "TritonAutoTuner": "gristmill.tuners.tuner",
+    "add_layer_norm": "gristmill.ops.add_layer_norm",
     "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
     "export_plans": "gristmill.ops.plans",
@@ -64,6 +67,7 @@ _HOME = {
     "gelu_and_mul": "gristmill.ops.gelu_and_mul",
     "get_op": "gristmill.ops.get_op",
     "import_plans": "gristmill.ops.plans",
+    "layer_norm": "gristmill.ops.layer_norm",
     "matmul": "gristmill.ops.matmul",
     "register_ops": "gristmill.ops._dispatch",
     "relu2_and_mul": "gristmill.ops.relu2_and_mul",
@@ -92,6 +96,7 @@ __all__ = [
     "TuningError",
     "UnknownOpError",
     "UnsupportedProblemError",
+    "add_layer_norm",
     "autotune",
     "explain",
     "export_plans",
@@ -100,6 +105,7 @@ __all__ = [
     "gelu_and_mul",
     "get_op",
     "import_plans",
+    "layer_norm",
     "matmul",
     "nn",
     "register_ops",

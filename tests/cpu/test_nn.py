@@ -30,6 +30,42 @@ def test_rms_norm_is_torchs_with_the_same_state():
     assert repr(ours) == repr(theirs)
 
 
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"elementwise_affine": False}])
+def test_layer_norm_is_torchs_with_the_same_state(options):
+    theirs, ours = torch.nn.LayerNorm(32, **options), nn.LayerNorm(32, **options)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, 32, requires_grad=True)
+    torch.testing.assert_close(ours(x), theirs(x))
+    upstream = torch.randn_like(x)
+    got, want = (
+        torch.autograd.grad(module(x), (x, *module.parameters()), upstream)
+        for module in (ours, theirs)
+    )
+    torch.testing.assert_close(got, want)
+    assert repr(ours) == repr(theirs)
+
+
+def test_add_layer_norm_is_a_sum_and_torchs_layer_norm():
+    theirs, ours = torch.nn.LayerNorm(32), nn.AddLayerNorm(32)
+    torch.nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    x, residual = (torch.randn(4, 3, 32, requires_grad=True) for _ in range(2))
+    upstream = torch.randn(4, 3, 32), torch.randn(4, 3, 32)
+    total = x + residual
+    results = (ours, ours(x, residual)), (theirs, (theirs(total), total))
+    torch.testing.assert_close(results[0][1], results[1][1])
+    got, want = (
+        torch.autograd.grad(out, (x, residual, *module.parameters()), upstream)
+        for module, out in results
+    )
+    torch.testing.assert_close(got, want)
+    with pytest.raises(gm.InvalidInputError, match=r"rows of 32"):
+        ours(torch.randn(4, 16), torch.randn(4, 16))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rms_norm_without_weight_or_epsilon(dtype):
     x = torch.randn(4, 32, dtype=dtype)
@@ -37,13 +73,14 @@ def test_rms_norm_without_weight_or_epsilon(dtype):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_a_module_is_copied_converted_and_compiled():
-    module = copy.deepcopy(nn.RMSNorm(32)).to(torch.bfloat16)
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_a_module_is_copied_converted_and_compiled(norm):
+    module = copy.deepcopy(norm(32)).to(torch.bfloat16)
     x = torch.randn(4, 32, dtype=torch.bfloat16)
     compiled = torch.compile(module, fullgraph=True)
     torch.testing.assert_close(compiled(x), module(x))
     with torch.autocast("cpu", torch.bfloat16):
-        assert nn.RMSNorm(32)(x).dtype is torch.bfloat16
+        assert norm(32)(x).dtype is torch.bfloat16
 
 
 def test_silu_and_mul_takes_both_halves_at_once():
@@ -94,12 +131,13 @@ def test_gelu_is_torchs_of_any_shape(approximate):
 
 
 def test_what_a_module_refuses():
-    with pytest.raises(gm.InvalidInputError, match="normalized_shape"):
-        nn.RMSNorm((4, 32))
-    with pytest.raises(gm.InvalidInputError, match=r"rows of 32"):
-        nn.RMSNorm(32)(torch.randn(4, 16))
-    with pytest.raises(gm.InvalidInputError, match=r"`x` has dtype torch.int64"):
-        nn.RMSNorm(32)(torch.ones(4, 32, dtype=torch.int64))
+    for norm in (nn.RMSNorm, nn.LayerNorm):
+        with pytest.raises(gm.InvalidInputError, match="normalized_shape"):
+            norm((4, 32))
+        with pytest.raises(gm.InvalidInputError, match=r"rows of 32"):
+            norm(32)(torch.randn(4, 16))
+        with pytest.raises(gm.InvalidInputError, match=r"`x` has dtype torch.int64"):
+            norm(32)(torch.ones(4, 32, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

@@ -73,6 +73,10 @@ TRITON = [
 REPRESENTATIVE = {
     "matmul/gemv": ("llama3-8b-o-m1", 100),
     "matmul": ("square-4096", 1000),
+    "add_layer_norm": ("16384x4096", 100),
+    "add_layer_norm_backward": ("8192x8192", 100),
+    "layer_norm": ("16384x4096", 100),
+    "layer_norm_backward": ("8192x8192", 100),
     "rms_norm": ("16384x4096", 100),
     "rms_norm_backward": ("2048x16384", 100),
     "silu_and_mul": ("8192x14336", 100),

@@ -12,14 +12,19 @@ from gristmill.testing import Case, judge
 from gristmill.verify import compare, truth
 
 NAMES = ("matmul", "rms_norm", "rms_norm_backward", "silu_and_mul", "silu_and_mul_backward")
+CENTRED = ("layer_norm", "layer_norm_backward", "add_layer_norm", "add_layer_norm_backward")
 GELU, GELU_BACKWARD, GELU_AND_MUL, GELU_AND_MUL_BACKWARD = (
     registry.load(name + way) for name in ("gelu", "gelu_and_mul") for way in ("", "_backward")
 )
 RELU2, RELU2_BACKWARD = (registry.load(f"relu2_and_mul{way}") for way in ("", "_backward"))
 MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD = map(registry.load, NAMES)
+LAYER_NORM, LAYER_NORM_BACKWARD, ADD_LAYER_NORM, ADD_LAYER_NORM_BACKWARD = map(
+    registry.load, CENTRED
+)
 OPS = [
     *(MATMUL, RMS_NORM, RMS_NORM_BACKWARD, SILU, SILU_BACKWARD, GELU, GELU_BACKWARD),
     *(GELU_AND_MUL, GELU_AND_MUL_BACKWARD, RELU2, RELU2_BACKWARD),
+    *(LAYER_NORM, LAYER_NORM_BACKWARD, ADD_LAYER_NORM, ADD_LAYER_NORM_BACKWARD),
 ]
 
 
@@ -63,6 +68,21 @@ def ones(*shape, dtype=torch.float32):
         (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4), ones(3)), ["`weight`", "(3,)", "(4,)"]),
         (RMS_NORM_BACKWARD, (ones(4, 4), ones(4, 4), None, -1.0), ["`eps`", "-1.0", "0 or more"]),
         (RMS_NORM_BACKWARD, (ones(4), ones(4), None, 0.0, 1), ["`weight_grad`", "int", "bool"]),
+        (LAYER_NORM, (ones(),), ["`x`", "()", "reshape(1)"]),
+        (LAYER_NORM, (ones(4, 4), None, ones(3)), ["`bias`", "(3,)", "(4,)", "Pass a bias"]),
+        (LAYER_NORM, (ones(4, 4), None, ones(8)[::2]), ["`bias`", "stride 2", "contiguous()"]),
+        (LAYER_NORM, (ones(4, 4), ones(4).half()), ["`weight`", "float16", "one dtype"]),
+        (LAYER_NORM, (ones(4, 4), None, None, -1.0), ["`eps`", "-1.0", "0 or more"]),
+        (LAYER_NORM_BACKWARD, (ones(4, 5), ones(4, 4)), ["`grad_out`", "(4, 5)", "(4, 4)"]),
+        (LAYER_NORM_BACKWARD, (ones(4, 4), ones(4, 4), ones(3)), ["`weight`", "(3,)", "(4,)"]),
+        (ADD_LAYER_NORM, (ones(4, 4), ones(4, 5)), ["`residual`", "(4, 5)", "(4, 4)"]),
+        (ADD_LAYER_NORM, (ones(4, 4), ones(4, 4).half()), ["`residual`", "float16", "one dtype"]),
+        (ADD_LAYER_NORM, (ones(4, 4), ones(4, 4), None, ones(3)), ["`bias`", "(3,)", "(4,)"]),
+        (
+            ADD_LAYER_NORM_BACKWARD,
+            (ones(4, 4), ones(4, 3), ones(4, 4)),
+            ["`grad_new_residual`", "(4, 3)", "(4, 4)"],
+        ),
         (SILU, (ones(),), ["`x`", "()", "reshape(1)"]),
         (SILU, (ones(4, 5),), ["`x`", "5 columns", "even", "`up`"]),
         (SILU, (ones(4, 6).t(),), ["`x`", "stride 6", "contiguous()"]),
@@ -115,6 +135,16 @@ def test_refusals_say_what_was_given_what_is_allowed_and_what_to_do(op, args, wo
         (RMS_NORM_BACKWARD, (ones(5), ones(5))),
         (RMS_NORM_BACKWARD, (ones(0, 4), ones(0, 4), ones(4))),
         (RMS_NORM_BACKWARD, (ones(4, 0), ones(4, 0), ones(0))),
+        (LAYER_NORM, (ones(2, 3, 4).transpose(0, 1), None, ones(4))),
+        (LAYER_NORM, (ones(0, 4), ones(4), ones(4))),
+        (LAYER_NORM, (ones(4, 0), ones(0), ones(0))),
+        (LAYER_NORM_BACKWARD, (ones(4).expand(3, 4), ones(3, 8)[:, :4], ones(4))),
+        (LAYER_NORM_BACKWARD, (ones(5), ones(5), None, 1e-5, True, False)),
+        (LAYER_NORM_BACKWARD, (ones(0, 4), ones(0, 4), ones(4))),
+        (LAYER_NORM_BACKWARD, (ones(4, 0), ones(4, 0), ones(0))),
+        (ADD_LAYER_NORM, (ones(2, 3, 4).transpose(0, 1), ones(4).expand(3, 2, 4), ones(4))),
+        (ADD_LAYER_NORM, (ones(0, 4), ones(0, 4))),
+        (ADD_LAYER_NORM_BACKWARD, (ones(4).expand(3, 4), ones(3, 8)[:, :4], ones(3, 4), ones(4))),
         (SILU, (ones(4, 9)[:, :6],)),
         (SILU, (ones(2, 3, 4).transpose(0, 1), ones(4).expand(3, 2, 4))),
         (SILU, (ones(6),)),

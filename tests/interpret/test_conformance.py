@@ -74,11 +74,8 @@ LEADING = {  # strides of (4, 3, 2, N) rows, in rows: how many dimensions are le
 ON_ROWS = [i for i in TRITON if i.op.axes(i.op.workloads[0].problem)[0].name == "rows"]
 
 
-@pytest.mark.parametrize("implementation", ON_ROWS, ids=by_id)
-@pytest.mark.parametrize("kind", LEADING)
-def test_rows_of_several_dimensions(implementation, kind):
+def rows_of_several_dimensions(op, kind):
     """`x` has its leading dimensions swapped, every other tensor is dense."""
-    op = implementation.op
     base = op.sized({"rows": 24, "N": 40}, "float32")
     args = dict(base.args)
     for name, spec in base.tensors.items():
@@ -86,7 +83,27 @@ def test_rows_of_several_dimensions(implementation, kind):
             args[name] = TensorSpec.contiguous((4, 3, 2, spec.shape[1]), spec.dtype)
     steps = tuple(base["x"].shape[1] * step for step in LEADING[kind])
     args["x"] = replace(args["x"], strides=(*steps, 1))
-    problem = Problem(base.op, tuple(args.items()))
+    return Problem(base.op, tuple(args.items()))
+
+
+WALKED = [
+    (i, kind)
+    for i in ON_ROWS
+    for kind in LEADING
+    if i.why_not(rows_of_several_dimensions(i.op, kind), FEW) is None
+]
+
+
+def test_rows_of_several_dimensions_are_walked_by_all_that_read_two_tensors():
+    alone = {i.id for i, _ in WALKED}
+    assert {i.id for i in ON_ROWS} - alone == {
+        "add_layer_norm_backward/persistent",
+    }
+
+
+@pytest.mark.parametrize(("implementation", "kind"), WALKED, ids=lambda v: getattr(v, "id", v))
+def test_rows_of_several_dimensions(implementation, kind):
+    problem = rows_of_several_dimensions(implementation.op, kind)
     verdict = judge(Case(implementation, problem, "normal"), "cpu", FEW)
     assert verdict.ok, verdict.reason
 
@@ -132,6 +149,42 @@ MUTATIONS = {
         ("(part + 1) * span", "(part + 1) * span - BLOCK_N", "normal"),
         ("partial_ptr + group * N", "partial_ptr", "normal"),
         ("sums += tl.cast(n_rows, tl.int64) * PARTS", "sums += PARTS", "normal"),
+    ],
+    "layer_norm/rows": [
+        ("squares / N", "squares / (N + 1)", "normal"),
+        ("slip * slip, 0.0) + eps)", "slip * slip, 0.0)) + eps", "small"),
+        ("tl.sum(x, axis=1) / N", "tl.sum(0 * x, axis=1) / N", "offset"),  # squares that cancel
+        ("row < n_rows", "row < n_rows - 1", "normal"),
+        (
+            "mask = row_mask[:, None] & (cols < N)",
+            "mask = row_mask[:, None] & (cols < N - 1)",
+            "normal",
+        ),
+    ],
+    "layer_norm_backward/persistent": [
+        ("squares / N", "squares / (N + 1)", "normal"),
+        ("slip * slip, 0.0) + eps)", "slip * slip, 0.0)) + eps", "small"),
+        ("row < n_rows", "row < n_rows - 1", "normal"),
+        ("dw += g * normed", "dw = g * normed", "normal"),  # the last tile's share alone
+        ("db += g", "db = g", "normal"),
+        ("total = totals / N", "total = 0 * totals", "normal"),
+        ("products / N", "products / BLOCK_N", "normal"),
+        ("partial_ptr + first *", "partial_ptr + 0 * first *", "normal"),
+        ("cols - stride // 2", "cols - stride // 2 + 1", "normal"),
+    ],
+    "add_layer_norm/rows": [
+        ("squares / N", "squares / (N + 1)", "normal"),
+        ("x.to(tl.float32) + r.to(tl.float32)", "x.to(tl.float32)", "normal"),
+        ("(x.to(tl.float32) + r.to(tl.float32))", "x", "normal"),
+        ("tl.store(sum_ptr, x,", "tl.store(sum_ptr, r,", "normal"),
+        ("r_ptr += offset_in", "r_ptr += 0 * offset_in", "normal"),
+    ],
+    "add_layer_norm_backward/persistent": [
+        ("squares / N", "squares / (N + 1)", "normal"),
+        ("dx += h", "dx += 0 * h", "normal"),
+        ("(stride_h, 0, 0)", "(0 * stride_h, 0, 0)", "normal"),
+        ("row < n_rows", "row < n_rows - 1", "normal"),
+        ("db += g", "db = g", "normal"),
     ],
     "silu_and_mul/tiles": [
         ("up_ptr = x_ptr + N", "up_ptr = x_ptr + N - 1", "normal"),

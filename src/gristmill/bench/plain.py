@@ -48,6 +48,51 @@ def _relu2(gate: torch.Tensor) -> torch.Tensor:
     return functional.relu(gate).square()
 
 
+def _layer_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _layer_norm_backward(
+    grad_out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    weight_grad: bool,
+    bias_grad: bool,
+) -> Call:
+    leaf, learned = _leaf(x), None if weight is None else _leaf(weight, weight_grad)
+    bias = _leaf(x.new_zeros(x.shape[-1:]), bias_grad)
+    with torch.enable_grad():
+        out = _layer_norm(leaf, learned, bias, eps)
+    return _backward(out, (leaf, learned, bias), grad_out)
+
+
+def _add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + residual
+    return _layer_norm(total, *rest), total
+
+
+def _add_layer_norm_backward(
+    grad_out: torch.Tensor,
+    grad_new_residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+    weight_grad: bool,
+    bias_grad: bool,
+) -> Call:
+    """Through a sum with zeros, whose gradient torch gives both terms of."""
+    leaf, learned = _leaf(x), None if weight is None else _leaf(weight, weight_grad)
+    bias = _leaf(x.new_zeros(x.shape[-1:]), bias_grad)
+    with torch.enable_grad():
+        made = _add_layer_norm(leaf, torch.zeros_like(x), learned, bias, eps)
+    return _backward(made, (leaf, learned, bias), (grad_out, grad_new_residual))
+
+
 def _gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
     return functional.gelu(x, approximate=approximate)
 
@@ -85,7 +130,9 @@ def _leaf(tensor: torch.Tensor, needed: bool = True) -> torch.Tensor:
 
 
 def _backward(
-    out: torch.Tensor, leaves: tuple[torch.Tensor | None, ...], grad_out: torch.Tensor
+    out: torch.Tensor | tuple[torch.Tensor, ...],
+    leaves: tuple[torch.Tensor | None, ...],
+    grad_out: torch.Tensor | tuple[torch.Tensor, ...],
 ) -> Call:
     """The gradients of `leaves`; of one that needs none, an empty tensor (as our ops have it)."""
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
@@ -93,7 +140,7 @@ def _backward(
     def call() -> tuple[torch.Tensor, ...]:
         found = iter(torch.autograd.grad(out, wanted, grad_out, retain_graph=True))
         return tuple(
-            next(found) if leaf is not None and leaf.requires_grad else out.new_empty(0)
+            next(found) if leaf is not None and leaf.requires_grad else wanted[0].new_empty(0)
             for leaf in leaves
         )
 
@@ -105,6 +152,10 @@ def _called(function: Callable[..., Any]) -> Callable[..., Call]:
 
 
 _PLAIN: dict[str, tuple[str, Callable[..., Call]]] = {
+    "add_layer_norm": ("torch.nn.functional.layer_norm of x + residual", _called(_add_layer_norm)),
+    "add_layer_norm_backward": ("autograd of layer_norm of x + residual", _add_layer_norm_backward),
+    "layer_norm": ("torch.nn.functional.layer_norm", _called(_layer_norm)),
+    "layer_norm_backward": ("autograd of torch.nn.functional.layer_norm", _layer_norm_backward),
     "matmul": ("torch.matmul", _called(lambda a, b, *_: torch.matmul(a, b))),
     "rms_norm": ("torch.nn.functional.rms_norm", _called(_rms_norm)),
     "rms_norm_backward": ("autograd of torch.nn.functional.rms_norm", _rms_norm_backward),

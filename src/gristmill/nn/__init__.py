@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from gristmill.nn.add_layer_norm import AddLayerNorm
 from gristmill.nn.gelu import GELU
 from gristmill.nn.gelu_and_mul import GeluAndMul
+from gristmill.nn.layer_norm import LayerNorm
 from gristmill.nn.relu2_and_mul import Relu2AndMul
 from gristmill.nn.rms_norm import RMSNorm
 from gristmill.nn.silu_and_mul import SiluAndMul
 
-__all__ = ["GELU", "GeluAndMul", "RMSNorm", "Relu2AndMul", "SiluAndMul"]
+__all__ = [
+    "GELU",
+    "AddLayerNorm",
+    "GeluAndMul",
+    "LayerNorm",
+    "RMSNorm",
+    "Relu2AndMul",
+    "SiluAndMul",
+]

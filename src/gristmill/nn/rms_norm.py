@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gristmill.errors import InvalidInputError
+from gristmill.nn._rows import check_normalized, check_width
 from gristmill.ops.rms_norm import rms_norm
 
 
@@ -31,19 +31,11 @@ class RMSNorm(torch.nn.RMSNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
-        if len(self.normalized_shape) != 1:
-            raise InvalidInputError(
-                f"`normalized_shape` is {normalized_shape!r}; `RMSNorm` normalises over the last "
-                "dimension alone. Pass its size, and flatten the others into it before the call."
-            )
+        check_normalized("RMSNorm", self.normalized_shape)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x / sqrt(mean(x**2) + eps) * weight` over the last dimension of `(*batch, N)`."""
-        if x.dim() == 0 or x.shape[-1] != self.normalized_shape[0]:
-            raise InvalidInputError(
-                f"`x` has shape {tuple(x.shape)}; this module normalises rows of "
-                f"{self.normalized_shape[0]}. Pass rows of that length."
-            )
+        check_width(x, self.normalized_shape)
         eps = self.eps
         if eps is None:  # an integer has none; the op refuses it
             eps = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0

@@ -55,19 +55,19 @@ def check_like(
     check_rows(op, name, tensor)
 
 
-def check_weight(op: str, weight: torch.Tensor, x: torch.Tensor) -> None:
-    """Refuse a weight that is not a dense vector of the width and dtype of `x`."""
+def check_weight(op: str, weight: torch.Tensor, x: torch.Tensor, name: str = "weight") -> None:
+    """Refuse a weight (or `name`) that is not a dense vector of the width and dtype of `x`."""
     width = x.shape[-1]
     if tuple(weight.shape) != (width,):
         raise InvalidInputError(
-            f"`weight` has shape {tuple(weight.shape)}; `{op}` needs ({width},), the last "
+            f"`{name}` has shape {tuple(weight.shape)}; `{op}` needs ({width},), the last "
             "dimension of `x`. "
-            "Pass a weight of that length, or None."
+            f"Pass a {name} of that length, or None."
         )
-    check_dtype(op, "weight", weight, x)
+    check_dtype(op, name, weight, x)
     if width > 1 and weight.stride(0) != 1:
         raise InvalidInputError(
-            f"`weight` has stride {weight.stride(0)}; `{op}` needs 1. Call `weight.contiguous()`."
+            f"`{name}` has stride {weight.stride(0)}; `{op}` needs 1. Call `{name}.contiguous()`."
         )
 
 
@@ -89,3 +89,8 @@ def normal(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
 def scale(spec: TensorSpec | None, generator: torch.Generator) -> torch.Tensor | None:
     """A weight around 1, or `None` where there is none."""
     return None if spec is None else spec.fill(1 + normal(spec, generator) / 4)
+
+
+def sum_rows(values: torch.Tensor) -> torch.Tensor:
+    """The sum over every dimension but the last."""
+    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).sum(0)

@@ -10,8 +10,6 @@ With `r = 1 / sqrt(mean(x**2) + eps)` of each row and `gw = grad_out * weight`:
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from gristmill.core.op import Bounds, Cost, Op, Workload
@@ -24,6 +22,7 @@ from gristmill.specs._rows import (
     check_weight,
     normal,
     scale,
+    sum_rows,
 )
 from gristmill.specs.rms_norm import rows, vary
 
@@ -70,7 +69,7 @@ def reference(
     grad_x = rstd * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
     grad_weight = x.new_zeros((0,))
     if weight is not None and weight_grad:
-        grad_weight = _sum_rows(grad * normed).to(weight.dtype)
+        grad_weight = sum_rows(grad * normed).to(weight.dtype)
     return grad_x.to(x.dtype).contiguous(), grad_weight
 
 
@@ -88,11 +87,7 @@ def magnitude(
     grad_x = rstd * (scaled + normed * (scaled * normed).mean(-1, keepdim=True))
     if weight is None or not weight_grad:
         return grad_x, x.new_zeros((0,))
-    return grad_x, _sum_rows(grad_out.abs() * normed)
-
-
-def _sum_rows(values: torch.Tensor) -> torch.Tensor:
-    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).sum(0)
+    return grad_x, sum_rows(grad_out.abs() * normed)
 
 
 def has_weight_grad(problem: Problem) -> bool:

@@ -25,7 +25,7 @@ STAGES = 3  # so two tiles on their way before the first is added
 
 @triton.jit(do_not_specialize=["n_partials"])
 def _sum_partials_kernel(
-    partial_ptr, out_ptr, n_partials, N, stride,
+    partial_ptr, out_ptr, other_ptr, n_partials, N, stride,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     if OVERLAP:
@@ -40,6 +40,9 @@ def _sum_partials_kernel(
         total += tl.load(partial_ptr + offset, mask=mask, other=0.0)
     out = tl.sum(total, axis=0).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + cols, out, mask=cols < N)
+    if other_ptr is not None:
+        behind = cols - stride // 2
+        tl.store(other_ptr + behind, out, mask=(behind >= 0) & (behind < N))
 
 
 @triton.jit
@@ -82,16 +85,21 @@ def overlaps(config: Mapping[str, Any]) -> bool:
 
 
 def sum_partials(
-    partials: torch.Tensor, out: torch.Tensor, block_n: int, overlap: bool = False
+    partials: torch.Tensor,
+    out: torch.Tensor,
+    block_n: int,
+    overlap: bool = False,
+    other: torch.Tensor | None = None,
 ) -> Launch:
     """`out[n] = sum over p of partials[p, n]`, always in the same order; `partials` is a contiguous
-    float32 (P, N), or (P, `share_width(N)`) with zeros past N."""
+    float32 (P, N), or (P, `share_width(N)`) with zeros past N; with `other`, as wide as `out`,
+    (P, 2 * `share_width(N)`): the second half's sums."""
     n_partials, stride = partials.shape
     width = out.shape[0]
-    args: tuple[Any, ...] = (partials, out, n_partials, width, stride)
+    args: tuple[Any, ...] = (partials, out, other, n_partials, width, stride)
     return Launch(
         kernel=_sum_partials_kernel,
-        grid=(triton.cdiv(width, block_n),),
+        grid=(triton.cdiv(width if other is None else stride, block_n),),
         args=args,
         constexprs={
             "BLOCK_P": TILE // block_n,

@@ -57,3 +57,9 @@ def row_offset(row, size_0, size_1, stride_0, stride_1, stride_2, LEADING: tl.co
         outer = row // size_0
         offset = (row % size_0) * stride_0
         return offset + (outer // size_1) * stride_2 + (outer % size_1) * stride_1
+
+
+@triton.jit
+def offset_in(row, sizes, strides, LEADING: tl.constexpr):
+    """`row_offset` of two sizes and three strides."""
+    return row_offset(row, sizes[0], sizes[1], strides[0], strides[1], strides[2], LEADING)
