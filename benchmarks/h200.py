@@ -35,8 +35,10 @@ from gristmill.bench.suite import bench, fits_cpu
 from gristmill.core.op import Op, Workload
 from gristmill.core.problem import TensorSpec
 from gristmill.core.registry import implementations, load, op_names
+from gristmill.core.target import device_target
 from gristmill.measure.ceilings import Ceilings
 from gristmill.ops.tune import tune
+from gristmill.selection.select import select
 
 # Decode sizes, where the host decides; of each op a kernel that is one launch.
 HOST_TIMES = (
@@ -190,8 +192,11 @@ def merged(
 
 
 def tuned(session: Session, workload: Workload) -> dict[str, Any]:
-    """What tuning a workload gave, in short; a failure is an entry too."""
-    arguments = session.arguments
+    """What tuning a workload gave, in short; a failure is an entry too. A plan that the cache has is
+    kept."""
+    arguments, op = session.arguments, load(workload.problem.op)
+    if not select(op, workload.problem, device_target(session.device), "eager").wants_tuning:
+        return {"kept": True}
     args = workload.problem.args
     values = tuple(v.empty(session.device) if isinstance(v, TensorSpec) else v for _, v in args)
     budget_s = min(arguments.budget, max(session.left_s, 1.0))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The GPU machine's part of a session, one step a call: tests | overhead | memory | backward | matmul | mlp | aot |
-# sanitize | two
+# The GPU machine's part of a session, one step a call: tests | overhead | search | matmul | memory | backward |
+# layer_norm | activations | mlp | aot | sanitize | pack | two
 #
 #   benchmarks/session.sh STEP OUT COMMIT        (in the repository's root there)
 #
@@ -16,9 +16,9 @@ python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upg
   .whl/{platformdirs,pytest_timeout,pytest_xdist,execnet}*.whl || exit
 export PYTHONPATH=$PWD/src:/tmp/site PYTHONUNBUFFERED=1
 python3 -m compileall -q src  # as pip does when it installs; that machine keeps no bytecode by itself
-# The plans come back too, to make the shipped pack of.
+# Plans are kept from step to step while the machine is warm; `pack` brings them back.
 bench() {
-  python3 benchmarks/h200.py --out "$out" --cache "$out/$step-plans" --commit "$commit" "$@" 2> >(tail -c 2000 >&2)
+  python3 benchmarks/h200.py --out "$out" --cache /tmp/plans --commit "$commit" "$@" 2> >(tail -c 2000 >&2)
 }
 suite() {  # pytest-benchmark, which that machine has, warns beside xdist; a warning is an error
   PYTEST_ADDOPTS="-p no:benchmark $1" python3 tools/test.py --only "$2" --json "$out/$3.json" --commit "$commit" \
@@ -32,8 +32,12 @@ case $step in
   backward) bench --parts rms_norm_backward silu_and_mul_backward --budget 8 --deadline 540 ;;
   layer_norm) bench --parts layer_norm layer_norm_backward add_layer_norm add_layer_norm_backward --budget 8 --deadline 540 ;;
   matmul) bench --parts matmul --budget 6 --deadline 480 ;;
+  activations) bench --parts gelu gelu_backward gelu_and_mul gelu_and_mul_backward relu2_and_mul relu2_and_mul_backward \
+    --budget 3 --deadline 540 ;;
+  search) python3 benchmarks/search.py --out "$out" --cache /tmp/plans --commit "$commit" 2> >(tail -c 2000 >&2) ;;
   mlp) python3 benchmarks/llama_mlp.py --out "$out" --commit "$commit" --tune 6 2> >(tail -c 2000 >&2) ;;
   aot) python3 benchmarks/aot.py --out "$out" --commit "$commit" 2> >(tail -c 2000 >&2) ;;
   sanitize) python3 benchmarks/sanitize.py --out "$out" --commit "$commit" --timeout 180 ;;
-  *) echo "steps: tests overhead memory backward layer_norm matmul mlp aot sanitize two" >&2; exit 2 ;;
+  pack) GRISTMILL_CACHE_DIR=/tmp/plans python3 -m gristmill cache export --plans-only "$out/pack.jsonl" ;;
+  *) echo "steps: tests overhead memory backward layer_norm activations matmul search mlp aot sanitize pack two" >&2; exit 2 ;;
 esac
