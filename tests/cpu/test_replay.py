@@ -22,6 +22,7 @@ from gristmill.errors import GristmillError, InvalidInputError
 from gristmill.tuning import replay as replay_room
 from gristmill.tuning.recorded import Point, Recording, load_recording, save_recording
 from gristmill.tuning.replay import Curve, Replay
+from gristmill.tuning.searches import FIRST
 from gristmill.tuning.strategies import STRATEGIES
 
 
@@ -71,10 +72,10 @@ def test_a_strategy_is_told_nothing_but_what_it_asked(spies):
     assert all(spy.given[:3] == (PROBLEM, HOPPER, 5) for spy in spies)
     heard = [config for spy in spies for config, _ in spy.heard]
     assert sorted(c.key for c in heard) == sorted(c.config.key for c in search.candidates)
-    # a batch at a time, first of all a batch of each
+    # a batch at a time; first of all, so many of each as a verdict takes
     order = [c.implementation for c in search.candidates]
-    assert order[:16] == ["tiles"] * 8 + ["rows"] * 8
-    assert all(len(set(order[i : i + 8])) == 1 for i in range(0, 64, 8))
+    assert order[: 2 * FIRST] == ["tiles"] * FIRST + ["rows"] * FIRST
+    assert all(len(set(order[i : i + 8])) == 1 for i in range(2 * FIRST, 56, 8))
 
 
 def test_failures_count_and_answers_are_the_worker_s(spies):

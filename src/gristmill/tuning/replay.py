@@ -142,7 +142,8 @@ class Replay:
         turns, best = Turns(list(searched)), math.inf
         while turns.active and len(search.shares) < evaluations:
             name = turns.next()
-            asked = searched[name].ask(min(batch, evaluations - len(search.shares)))
+            room = turns.room(name, batch)
+            asked = searched[name].ask(min(room, evaluations - len(search.shares)))
             turns.asked(name, len(asked))
             answers: list[tuple[Config, Outcome]] = []
             for config in asked:
