@@ -81,7 +81,12 @@ class Bayesian(Learner):
     def _improvement(self, known: np.ndarray, goal: np.ndarray, asked: np.ndarray) -> np.ndarray:
         if len(goal) > GAUSSIAN_TOLD or known.shape[1] > GAUSSIAN_COLUMNS:
             return improvement(goal, *forest(known, goal, asked, self._turn_seed))
-        expected = gaussian_process(known, goal, asked, self._scales)
+        from threadpoolctl import threadpool_limits
+
+        # Matrices this small gain nothing from threads, which wait in loops for each other where
+        # compilers have the processors: of a batch of 70 ms that made 1.3 s of processor time.
+        with threadpool_limits(limits=1, user_api="blas"):
+            expected = gaussian_process(known, goal, asked, self._scales)
         self._scales = expected.scales
         return improvement(goal, expected.mean, expected.spread)
 
