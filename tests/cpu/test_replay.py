@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import lru_cache
 
+import numpy as np
 import pytest
 from recorded_cases import HOPPER, PROBLEM, WIDE, recording, wide_us
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from gristmill.errors import GristmillError, InvalidInputError
 from gristmill.tuning import replay as replay_room
 from gristmill.tuning.recorded import Point, Recording, load_recording, save_recording
 from gristmill.tuning.replay import Curve, Replay
+from gristmill.tuning.searches import FIRST
 from gristmill.tuning.strategies import STRATEGIES
 
 
@@ -69,10 +72,10 @@ def test_a_strategy_is_told_nothing_but_what_it_asked(spies):
     assert all(spy.given[:3] == (PROBLEM, HOPPER, 5) for spy in spies)
     heard = [config for spy in spies for config, _ in spy.heard]
     assert sorted(c.key for c in heard) == sorted(c.config.key for c in search.candidates)
-    # a batch at a time, first of all a batch of each
+    # a batch at a time; first of all, so many of each as a verdict takes
     order = [c.implementation for c in search.candidates]
-    assert order[:16] == ["tiles"] * 8 + ["rows"] * 8
-    assert all(len(set(order[i : i + 8])) == 1 for i in range(0, 64, 8))
+    assert order[: 2 * FIRST] == ["tiles"] * FIRST + ["rows"] * FIRST
+    assert all(len(set(order[i : i + 8])) == 1 for i in range(2 * FIRST, 56, 8))
 
 
 def test_failures_count_and_answers_are_the_worker_s(spies):
@@ -138,12 +141,28 @@ def test_curves_are_means_and_worsts_of_the_seeds():
     assert (curve.worst, curve.best) == ((0.0, 0.5, 0.7), (0.5, 0.5, 1.0))
 
 
+@pytest.mark.parametrize("names", [("tiles",), ("tiles", "rows")])
+def test_chance_is_what_uniform_draws_reach_on_average(names):
+    one = recording(names=names)
+    replay, count = Replay(one), len(one.points)
+    times = np.array([replay.times.get(candidate, math.inf) for candidate in one.points])
+    assert np.isinf(times).any()
+    rng = np.random.default_rng(0)
+    runs = [np.minimum.accumulate(times[rng.permutation(count)]) for _ in range(2000)]
+    shares = replay.optimum_us / np.array(runs)
+    chance = np.array(replay.chance(count + 3))
+    error = 4 * shares.std(0) / math.sqrt(len(runs)) + 1e-9
+    assert (np.abs(shares.mean(0) - chance[:count]) < error).all()
+    assert chance[0] == pytest.approx((replay.optimum_us / times).mean())
+    assert chance[-4:] == pytest.approx(1.0)
+
+
 def test_those_that_learn_beat_chance_on_a_space_with_structure():
     replay = Replay(recording(WIDE, wide_us))
-    at = {n: replay.race(n, range(3), 100).mean[-1] for n in ("random", "evolutionary")}
+    chance = replay.chance(100)[-1]
     learned = replay.race("portfolio", range(3), 100).mean[-1]
-    assert learned > at["random"] + 0.03
-    assert at["evolutionary"] > at["random"]
+    assert learned > chance + 0.03
+    assert replay.race("evolutionary", range(3), 100).mean[-1] > chance
     assert replay_room.MILESTONES == (25, 50, 100, 200)
 
 
@@ -170,10 +189,14 @@ def test_the_command_prints_a_table_or_json_and_draws(file, tmp_path):
     assert len(first["mean_curve"]) == 60
     assert first["mean_curve"][49] == first["mean"]["50"]
     assert f"{first['mean']['50']:.3f}" in text
+    assert space["chance"]["mean"]["50"] == space["chance"]["mean_curve"][49]
+    assert re.search(rf"chance\W+{space['chance']['mean']['25']:.3f}", text)
     html = page.read_text()
     assert "<svg" in html
     assert "Share of the optimum" in html
     assert f"{first['worst']['50']:.3f}" in html
+    assert html.count(f"chance: {space['chance']['mean']['25']:.3f} after 25") == 1
+    assert "<td>chance</td>" in html
 
 
 def test_a_page_of_a_recording_that_is_not_complete_says_so(file):
@@ -195,7 +218,7 @@ def test_mistakes_are_named(file, monkeypatch):
 # ------------------------------------------------------------------------ the committed spaces
 
 LEAST = {50: 0.90, 100: 0.95, 200: 0.98}  # of the optimum, by the portfolio, mean of 10 seeds
-ABOVE_RANDOM = 0.05  # at 50
+ABOVE_CHANCE = 0.05  # at 50
 SEEDS = 10
 COMMITTED = committed_spaces()
 NAMES = [f"{path.parent.name}/{path.name.partition('.')[0]}" for path in COMMITTED]
@@ -230,7 +253,7 @@ def test_a_committed_space_is_whole_and_worth_a_search(path):
 def test_the_portfolio_reaches_the_optimum(path):
     replay = Replay(committed(path))
     portfolio = replay.race("portfolio", range(SEEDS), max(LEAST))
-    chance = replay.race("random", range(SEEDS), max(LEAST))
+    chance = replay.chance(50)[-1]
     reached = {count: portfolio.mean[count - 1] for count in LEAST}
     assert all(reached[count] >= share for count, share in LEAST.items()), reached
-    assert reached[50] >= chance.mean[49] + ABOVE_RANDOM, (reached, chance.mean[49])
+    assert reached[50] >= chance + ABOVE_CHANCE, (reached, chance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from gristmill.measure.conditions import Conditions
 from gristmill.measure.roofline import Roofline
 from gristmill.tuning.budget import Budget
 from gristmill.tuning.runner import TuningRun
-from gristmill.tuning.searches import LEAST, Turns
 from gristmill.tuning.strategies._pool import ENUMERATED_POINTS
 
 CPU = torch.device("cpu")
@@ -366,21 +365,3 @@ def test_the_worker_measures_the_roofline(monkeypatch):
         found = Trials(problem, CPU, 0).roofline()
         assert found.limit == limit
         assert found.time_us > 0
-
-
-def test_turns_go_to_implementations_that_come_near_the_best():
-    turns, asked = Turns(["far", "near", "fails"]), Counter()
-    times = {"far": 20.0, "near": 10.0}
-    for _ in range(60):
-        name = turns.next()
-        turns.asked(name, 4)
-        asked[name] += 4
-        for _ in range(4):
-            us = times.get(name)
-            turns.told(Candidate(name), Outcome("ok" if us else "crash", device_us=us))
-    assert asked["near"] > 6 * asked["far"]
-    assert asked["far"] >= 240 * LEAST / (1 + 2 * LEAST) - 4  # it may come nearer yet
-    assert asked["fails"] > 0
-    turns.asked("near", 0)  # its space has ended
-    assert turns.active == ["far", "fails"]
-    assert turns.next() in turns.active

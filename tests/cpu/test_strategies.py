@@ -19,7 +19,7 @@ from gristmill.errors import MissingExtraError
 from gristmill.tuners.choices import Choices
 from gristmill.tuning.strategies import STRATEGIES, Hints, make_strategy
 from gristmill.tuning.strategies._pool import Pool
-from gristmill.tuning.strategies.portfolio import SPREAD
+from gristmill.tuning.strategies.portfolio import DRAWN
 
 HOPPER = named_target("sm_90")
 PROBLEM = Problem("op", (("x", TensorSpec.contiguous((64, 64), "float16")),))
@@ -171,11 +171,21 @@ def test_an_estimate_orders_the_first_proposals():
         assert any(estimate(config) > limit for config in asked)  # it may be wrong
 
 
-@pytest.mark.parametrize("count", [SPREAD, SPREAD + 1, 400])
+@pytest.mark.parametrize("count", [DRAWN, DRAWN + 1, 400])
 def test_as_many_as_are_asked_for_come_first_each_once(count):
     space = Space(*(choice(name, *range(8)) for name in "ABC"))
     asked = make_strategy("portfolio", space, PROBLEM, HOPPER, 0).ask(count)
     assert len(asked) == len(set(asked)) == count
+
+
+def test_without_an_estimate_the_first_ones_have_every_value():
+    space = Space(*(choice(name, *range(8)) for name in "ABCD"))
+    for seed in range(3):
+        strategy = make_strategy("portfolio", space, PROBLEM, HOPPER, seed)
+        first = [*strategy.ask(4), *strategy.ask(4)]  # evenly, across batches too
+        had = [len({config[name] for config in first}) for name in "ABCD"]
+        assert min(had) >= 6
+        assert sum(had) >= 28  # of 32; 8 draws have 5.3 of 8 values
 
 
 def test_neighbours_differ_in_one_knob_and_are_valid():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gristmill.bench.figures import MUTED, Figure, colours, drawing, svg, ticks
+from gristmill.bench.figures import INK, MUTED, Figure, colours, drawing, svg, ticks
 from gristmill.bench.page import (
     Block,
     Cell,
@@ -27,12 +27,16 @@ from gristmill.tuning.recorded import Recording, load_recording
 from gristmill.tuning.replay import BATCH, MILESTONES, WITHHELD, Curve, Replay
 
 SPACES = ROOT / "benchmarks" / "spaces"  # a folder a device, as `results`
+CHANCE = "chance"  # beside the strategies' names
 SHARES = (0.9, 0.95, 0.98)  # lines of the figure
 WIDTH, HEIGHT = 9.6, 3.6  # inches
 LEGEND = (
     "Each number is the time of the fastest recorded config over that of the best that the "
     "strategy had found after so many evaluations: the mean of the seeds, and the worst of them. "
-    "A failed config is an evaluation. Withheld from every strategy: " + WITHHELD + "."
+    "`chance` is the exact expectation of uniform draws, without replacement, from all recorded "
+    "configs; `random` draws within an implementation, and takes turns between them as every "
+    "strategy does. A failed config is an evaluation. Withheld from every strategy: "
+    f"{WITHHELD}."
 )
 
 
@@ -45,6 +49,7 @@ class ReplayResult:
         optimum: the fastest recorded config, in `optimum_us` microseconds.
         right: configs that were right, of those recorded.
         near_share: the share of them within 5% of the optimum.
+        chance: what uniform draws from all recorded configs reach, after every evaluation.
     """
 
     name: str
@@ -54,11 +59,12 @@ class ReplayResult:
     right: int
     near_share: float
     curves: tuple[Curve, ...]
+    chance: tuple[float, ...]
 
     @property
     def milestones(self) -> list[int]:
         """The evaluations that tables show."""
-        last = self.curves[0].evaluations if self.curves else 0
+        last = len(self.chance)
         return [m for m in MILESTONES if m <= last] or [last]
 
     @property
@@ -82,6 +88,10 @@ class ReplayResult:
             "optimum": str(self.optimum),
             "optimum_us": self.optimum_us,
             "withheld": WITHHELD,
+            "chance": {
+                "mean": {str(m): self.chance[m - 1] for m in self.milestones},
+                "mean_curve": list(self.chance),
+            },
             "strategies": [self._curve_json(curve) for curve in self.curves],
         }
 
@@ -122,6 +132,7 @@ def replayed(
         len(replay.times),
         recording.near_share(),
         tuple(replay.race(name, range(seeds), evaluations, batch) for name in strategies),
+        replay.chance(evaluations),
     )
 
 
@@ -183,11 +194,18 @@ def _table(result: ReplayResult) -> Table:
     for curve in result.curves:
         shares = [number(c[m - 1], 3) for m in at for c in (curve.mean, curve.worst)]
         lines.append(Line((Cell(curve.strategy), *shares, number(curve.ask_s, 1))))
+    chance = [cell for m in at for cell in (number(result.chance[m - 1], 3), Cell(""))]
+    lines.append(Line((Cell(CHANCE), *chance, Cell(""))))
     return Table(columns, tuple(lines))
 
 
+def _at(shares: Sequence[float], milestones: Sequence[int]) -> str:
+    return ", ".join(f"{shares[m - 1]:.3f} after {m}" for m in milestones)
+
+
 def figure(result: ReplayResult, name: str) -> Figure:
-    """The anytime curves: the mean of the seeds as a line, from worst to best as a band."""
+    """The anytime curves: the mean of the seeds as a line, from worst to best as a band;
+    chance dashed."""
     looks = colours([curve.strategy for curve in result.curves])
     with drawing(WIDTH, HEIGHT) as canvas:
         axis = canvas.figure.subplots()
@@ -200,8 +218,10 @@ def figure(result: ReplayResult, name: str) -> Figure:
                 xs, curve.mean, color=colour, marker=marker, markersize=4.5, label=curve.strategy,
                 markevery=[m - 1 for m in result.milestones],
             )  # fmt: skip
-            shown = ", ".join(f"{curve.mean[m - 1]:.3f} after {m}" for m in result.milestones)
-            canvas.tip(line, f"{curve.strategy}: {shown}")
+            canvas.tip(line, f"{curve.strategy}: {_at(curve.mean, result.milestones)}")
+        xs = range(1, len(result.chance) + 1)
+        (line,) = axis.plot(xs, result.chance, color=INK, linestyle="--", lw=1.2, label=CHANCE)
+        canvas.tip(line, f"{CHANCE}: {_at(result.chance, result.milestones)}")
         for share in SHARES:
             axis.axhline(share, color=MUTED, linewidth=0.6, linestyle=":")
         axis.set_xlabel("evaluations")
@@ -213,7 +233,7 @@ def figure(result: ReplayResult, name: str) -> Figure:
         canvas.figure.legend(loc="outside upper left", ncols=7, borderaxespad=0.2)
         drawn = svg(canvas, f"{name}-anytime", f"Share of the optimum on {result.name}")
     caption = (
-        "Line: the mean of the seeds; band: from the worst to the best of them. Dotted: "
-        f"{', '.join(f'{share:g}' for share in SHARES)} of the optimum."
+        "Line: the mean of the seeds; band: from the worst to the best of them. Dashed: chance. "
+        f"Dotted: {', '.join(f'{share:g}' for share in SHARES)} of the optimum."
     )
     return Figure(f"{name}-anytime", "Share of the optimum over evaluations", caption, drawn)

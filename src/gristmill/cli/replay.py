@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from gristmill.bench.replay_result import (
+    CHANCE,
     LEGEND,
     SPACES,
     ReplayResult,
@@ -97,6 +98,7 @@ def _print(result: ReplayResult, seeds: int, batch: int) -> None:
     for curve in result.curves:
         shares = [f"{curve.mean[m - 1]:.3f} ({curve.worst[m - 1]:.3f})" for m in at]
         shown.add_row(curve.strategy, *shares, f"{curve.ask_s:.1f} s")
+    shown.add_row(CHANCE, *(f"{result.chance[m - 1]:.3f}" for m in at), "")
     out = console()
     out.print(shown)
     missing = f", {recording.missing} not recorded yet" if recording.missing else ""

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from gristmill.core.config import Config
 from gristmill.core.plan import Candidate, Outcome
 from gristmill.errors import InvalidInputError
@@ -97,6 +99,24 @@ class Replay:
         """The time of the fastest recorded config."""
         return self.times[self.optimum]
 
+    def chance(self, evaluations: int) -> tuple[float, ...]:
+        """The expected share of the optimum after each of so many uniform draws, without
+        replacement, from all recorded configs of all implementations. A failure is a draw too.
+
+        Exact, from order statistics: of N configs, n draws miss the r fastest with probability
+        `comb(N - r, n) / comb(N, n)`. Where the space ends, its optimum stays.
+        """
+        count = len(self.recording.points)
+        shares = self.optimum_us / np.sort(np.fromiter(self.times.values(), float))
+        # What one more rank in reach adds, from the slowest to the fastest.
+        steps = shares - np.append(shares[1:], 0.0)
+        left = count - np.arange(len(shares))  # configs that are not among the r fastest
+        expected = []
+        for drawn in range(1, evaluations + 1):
+            misses = np.cumprod(np.maximum(0.0, 1 - drawn / left))
+            expected.append(float(steps @ (1 - misses)))
+        return tuple(expected)
+
     def race(
         self, strategy: str, seeds: Sequence[int], evaluations: int, batch: int = BATCH
     ) -> Curve:
@@ -122,7 +142,8 @@ class Replay:
         turns, best = Turns(list(searched)), math.inf
         while turns.active and len(search.shares) < evaluations:
             name = turns.next()
-            asked = searched[name].ask(min(batch, evaluations - len(search.shares)))
+            room = turns.room(name, batch)
+            asked = searched[name].ask(min(room, evaluations - len(search.shares)))
             turns.asked(name, len(asked))
             answers: list[tuple[Config, Outcome]] = []
             for config in asked:

@@ -26,8 +26,8 @@ from gristmill.tuning.strategies import (
 )
 from gristmill.tuning.subject import Tunable
 
-FIRST = 8  # configs of an implementation before it is judged
-POWER = 8  # of the ratio of bests: 0.9 is worth 0.43 of a turn, 0.8 a sixth
+FIRST = 4  # configs of an implementation before it is judged
+POWER = 8  # at the most, of the ratio of bests: 0.9 is worth 0.43 of a turn, 0.8 a sixth
 LEAST = 0.1
 
 
@@ -35,8 +35,9 @@ class Turns:
     """Whose turn it is to propose, among the implementations of a run: each as often as what it has
     found is near the best of all.
 
-    An implementation counts in full until `FIRST` of its configs were told; then with
-    `(best of all / its best) ** POWER`, at least `LEAST`.
+    An implementation counts in full until `FIRST` of its configs were told, and proposes no more
+    than that at once; then with `(best of all / its best) ** power`, at least `LEAST`. The power is
+    how many of its configs were told, at most `POWER`: the fewer, the less a verdict is worth.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -48,6 +49,11 @@ class Turns:
     def next(self) -> str:
         """The implementation that is the farthest behind its share."""
         return min(self.active, key=lambda name: self._asked[name] / self._share(name))
+
+    def room(self, name: str, count: int) -> int:
+        """How many of `count` configs an implementation may propose at once."""
+        judged = self._told[name] >= FIRST or len(self._told) == 1
+        return count if judged else min(count, FIRST)
 
     def asked(self, name: str, count: int) -> None:
         """It has proposed so many; none is its end."""
@@ -68,7 +74,7 @@ class Turns:
             return 1.0
         mine = self._best_us.get(name)
         near = min(self._best_us.values()) / mine if mine else 0.0
-        return max(LEAST, near**POWER)
+        return max(LEAST, near ** min(POWER, self._told[name]))
 
 
 class Searches(Mapping[str, Checked]):
@@ -106,12 +112,12 @@ class Searches(Mapping[str, Checked]):
         }
 
     def ask(self, name: str, count: int) -> tuple[list[Config], Outcome | None]:
-        """What an implementation's strategy wants next, and why it wants nothing more where its
-        space has no valid point to be found."""
+        """What an implementation's strategy wants next, `count` at most, and why it wants nothing
+        more where its space has no valid point to be found."""
         asked: list[Config] = []
         why_none: Outcome | None = None
         try:
-            asked = self._by_name[name].ask(count)
+            asked = self._by_name[name].ask(self.turns.room(name, count))
         except StrategyError as error:
             self.fault = error
         except NoValidConfigError as error:

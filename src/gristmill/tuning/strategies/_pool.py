@@ -75,6 +75,15 @@ class Pool:
         self.add(configs)
         return np.stack([self._rows[self._index[config]] for config in configs])
 
+    def places(self, configs: Sequence[Config]) -> np.ndarray:
+        """A row each: of every knob, the place of its value among the knob's, -1 where inactive."""
+        return np.array(
+            [
+                [k.values.index(c.knobs[k.name]) if k.name in c.knobs else -1 for k in self.knobs]
+                for c in configs
+            ]
+        )
+
     def neighbours(self, config: Config) -> list[Config]:
         """Every valid config that differs in one knob."""
         if config not in self._near:

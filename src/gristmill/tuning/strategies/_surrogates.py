@@ -53,10 +53,9 @@ def likelihood(known: np.ndarray, goal: np.ndarray, asked: np.ndarray, seed: int
     return model.fit(known, fast, weight).predict_proba(asked)[:, 1]
 
 
-def improvement(known: np.ndarray, goal: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
-    """The expected improvement (Jones et al., 1998) of each of `asked` under a random forest, whose
-    trees' spread is its uncertainty (SMAC: Hutter et al., 2011)."""
-    mean, spread = forest(known, goal, asked, seed)
+def improvement(goal: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """The expected improvement (Jones et al., 1998) on the least goal, of configs of which these
+    are the expected means and their spreads."""
     gap = (goal.min() - mean) / spread
     density = np.exp(-0.5 * gap**2) / math.sqrt(2 * math.pi)
     below = 0.5 * (1 + np.vectorize(math.erf)(gap / math.sqrt(2)))
@@ -66,7 +65,8 @@ def improvement(known: np.ndarray, goal: np.ndarray, asked: np.ndarray, seed: in
 def forest(
     known: np.ndarray, goal: np.ndarray, asked: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the trees of a random forest (Breiman, 2001).
+    """Mean and standard deviation of the trees of a random forest (Breiman, 2001), whose spread is
+    its uncertainty (SMAC: Hutter et al., 2011).
 
     Bagged here and not by scikit-learn, whose forest takes twice as long at a few hundred examples.
     """

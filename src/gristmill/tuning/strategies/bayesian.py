@@ -1,5 +1,5 @@
-"""Bayesian search in batches, by two surrogates in turn: the likelihood of being among the fastest,
-and the expected improvement."""
+"""Bayesian search in batches, by two surrogates in turn: the expected improvement, and the
+likelihood of being among the fastest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 
 from gristmill.core.config import Config
+from gristmill.tuning.strategies._gaussian import gaussian_process
 from gristmill.tuning.strategies._learner import Learner
-from gristmill.tuning.strategies._surrogates import goals, improvement, likelihood, require_sklearn
+from gristmill.tuning.strategies._surrogates import (
+    forest,
+    goals,
+    improvement,
+    likelihood,
+    require_sklearn,
+)
 
-FIRST = 16  # outcomes before anything is learned,
+FIRST = 8  # outcomes before anything is learned,
 LEAST_TIMED = 4  # and of them with a time
 APART = 2  # knobs in which two configs of a batch differ, where there are enough
 LOOKED_AT = 50  # configs for each that is wanted, in search of such
@@ -21,13 +28,16 @@ SCORED = 4096  # configs that a surrogate looks at, beside those near to the fas
 PARENTS = 5  # which those are near to
 MUTANTS = 40  # of each of them, of up to three knobs;
 FEW_MUTANTS = 4  # where there are thousands of knobs, and each takes milliseconds
+GAUSSIAN_TOLD = 200  # outcomes, and
+GAUSSIAN_COLUMNS = 128  # features at the most, for a process: it takes longer with their cube
 
 
 class Bayesian(Learner):
     """Proposes what a surrogate of the outcomes so far expects most of.
 
-    In turn, because neither wins everywhere: a gradient-boosted classifier of the fastest fifth,
-    and the expected improvement of the logarithm of time under a random forest
+    In turn, because neither wins everywhere: the expected improvement of the logarithm of time
+    under a Gaussian process (`strategies/_gaussian.py`), or a random forest where there is too much
+    for a process; and a gradient-boosted classifier of the fastest fifth
     (`strategies/_surrogates.py`). A failure is as slow as the slowest.
     """
 
@@ -35,6 +45,7 @@ class Bayesian(Learner):
         super().__init__(*args, **kwargs)
         require_sklearn("bayesian")
         self._turn = 0
+        self._scales: np.ndarray | None = None  # of the process, with fewer outcomes
 
     def ask(self, count: int) -> list[Config]:
         if len(self.times) < FIRST or len(self.ranked) < LEAST_TIMED:
@@ -60,10 +71,28 @@ class Bayesian(Learner):
         self._turn += 1
         told = list(self.times)
         goal = goals(np.asarray([self.times[config] for config in told]))
-        surrogate = likelihood if self._turn % 2 else improvement
-        seed = self.seed + 1000 * self._turn
-        scores = surrogate(self.pool.features(told), goal, self.pool.features(asked), seed)
+        surrogate = self._improvement if self._turn % 2 else self._likelihood
+        scores = surrogate(self.pool.features(told), goal, self.pool.features(asked))
         return [asked[i] for i in np.argsort(-scores, kind="stable")]
+
+    def _likelihood(self, known: np.ndarray, goal: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        return likelihood(known, goal, asked, self._turn_seed)
+
+    def _improvement(self, known: np.ndarray, goal: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        if len(goal) > GAUSSIAN_TOLD or known.shape[1] > GAUSSIAN_COLUMNS:
+            return improvement(goal, *forest(known, goal, asked, self._turn_seed))
+        from threadpoolctl import threadpool_limits
+
+        # Matrices this small gain nothing from threads, which wait in loops for each other where
+        # compilers have the processors: of a batch of 70 ms that made 1.3 s of processor time.
+        with threadpool_limits(limits=1, user_api="blas"):
+            expected = gaussian_process(known, goal, asked, self._scales)
+        self._scales = expected.scales
+        return improvement(goal, expected.mean, expected.spread)
+
+    @property
+    def _turn_seed(self) -> int:
+        return self.seed + 1000 * self._turn
 
 
 def apart(configs: list[Config], count: int) -> list[Config]:

@@ -16,10 +16,10 @@ from gristmill.tuning.strategies.bayesian import FIRST, LEAST_TIMED, Bayesian, a
 from gristmill.tuning.strategies.evolutionary import Evolutionary
 
 KNOWN = 0.25  # of all proposals, at most: what was fast elsewhere
-ESTIMATED = 0.75  # of the first ones, where there is an estimate; the rest is spread out
+ESTIMATED = 0.75  # of the first ones, where there is an estimate; the rest is even
 BEST_ESTIMATED = 0.15  # of all configs, among which those are drawn: an estimate's very first ones
 # are alike, and wrong together
-SPREAD = 256  # configs, or as many as are wanted, among which those far from each other are found
+DRAWN = 256  # configs, or as many as are wanted, among which those with new values are found
 EVOLVED = 0.25  # of a batch, once as many as `LATER` were told
 LATER = 96
 NEAR = 0.25  # of a batch: neighbours of the fastest
@@ -35,7 +35,7 @@ class Portfolio(Learner):
        the most: the best of them reaches .62 to .68 of the optimum elsewhere, the best 16 .87 to
        .95, so they are worth trials and no trust;
     2. before `FIRST` outcomes, some of the sixth that an analytic estimate puts first, and some
-       that lie far apart (without an estimate, all of them do);
+       whose values were had the least (without an estimate, all of them);
     3. then what a surrogate expects most of (`Bayesian`), and among that the neighbours of the
        fastest, all of which are looked at when nothing faster was found for a while;
     4. later, children of the fastest (`Evolutionary`).
@@ -87,23 +87,28 @@ class Portfolio(Learner):
             best = [config for *_, config in told[: math.ceil(BEST_ESTIMATED * len(told))]]
             new += self.any_of(best, round(ESTIMATED * count))
             unseen = [config for config in unseen if config not in self.seen]
-        return new + self._spread(unseen, count - len(new))
+        return new + self._even(unseen, count - len(new))
 
-    def _spread(self, configs: list[Config], count: int) -> list[Config]:
-        """Configs far from each other and from what was seen, by their features: each is the
-        farthest of some that are drawn (Gonzalez, 1985)."""
+    def _even(self, configs: list[Config], count: int) -> list[Config]:
+        """Configs that have every knob's values equally often, as a Latin hypercube has (McKay et
+        al., 1979): each is, of some that are drawn, the one whose values were had the least.
+
+        Those farthest from each other are corners of the space, where little is fast.
+        """
         if len(configs) <= count:
             return self.take(configs)
-        drawn = self.random.sample(configs, min(len(configs), max(SPREAD, count)))
-        rows = self.pool.features(drawn)
-        known = self.pool.features(list(self.seen)) if self.seen else rows[:1]
-        gaps = np.abs(rows[:, None] - known[None]).sum(-1).min(1)
-        new: list[Config] = []
+        drawn = self.random.sample(configs, min(len(configs), max(DRAWN, count)))
+        rows, knobs = self.pool.places(drawn), np.arange(len(self.pool.knobs))
+        values = np.array([len(knob.values) for knob in self.pool.knobs])
+        had = np.zeros((len(knobs), values.max() + 1))  # the last place: of what is not active
+        for row in self.pool.places(list(self.seen)) if self.seen else ():
+            had[knobs, row] += values
+        left, new = np.ones(len(drawn), bool), []
         while len(new) < count:
-            at = int(gaps.argmax()) if new or self.seen else 0
+            at = int(np.where(left, had[knobs, rows].sum(1), np.inf).argmin())
+            had[knobs, rows[at]] += values
+            left[at] = False
             new.append(drawn[at])
-            gaps = np.minimum(gaps, np.abs(rows - rows[at]).sum(-1))
-            gaps[at] = -1.0
         return self.take(new)
 
     def _learned(self, count: int) -> list[Config]:
