@@ -34,10 +34,12 @@ from gristmill.errors import (
 if TYPE_CHECKING:
     from gristmill import nn
     from gristmill.ops._dispatch import register_ops
+    from gristmill.ops.apply_rotary_pos_emb import apply_rotary_pos_emb
     from gristmill.ops.bound_op import BoundOp
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import get_op
     from gristmill.ops.matmul import matmul
+    from gristmill.ops.partial_rotary_emb import partial_rotary_emb
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.rms_norm import rms_norm
     from gristmill.ops.silu_and_mul import silu_and_mul
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BoundOp": "gristmill.ops.bound_op",
     "TritonAutoTuner": "gristmill.tuners.tuner",
+    "apply_rotary_pos_emb": "gristmill.ops.apply_rotary_pos_emb",
     "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
     "export_plans": "gristmill.ops.plans",
@@ -60,6 +63,7 @@ _HOME = {
     "get_op": "gristmill.ops.get_op",
     "import_plans": "gristmill.ops.plans",
     "matmul": "gristmill.ops.matmul",
+    "partial_rotary_emb": "gristmill.ops.partial_rotary_emb",
     "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
     "silu_and_mul": "gristmill.ops.silu_and_mul",
@@ -83,6 +87,7 @@ __all__ = [
     "RegistrationError",
     "StrategyError",
     "TritonAutoTuner",
+    "apply_rotary_pos_emb",
     "TuningError",
     "UnknownOpError",
     "UnsupportedProblemError",
@@ -94,6 +99,7 @@ __all__ = [
     "import_plans",
     "matmul",
     "nn",
+    "partial_rotary_emb",
     "register_ops",
     "rms_norm",
     "silu_and_mul",
