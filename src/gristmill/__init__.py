@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from gristmill.ops.explain import explain
     from gristmill.ops.get_op import get_op
     from gristmill.ops.matmul import matmul
-    from gristmill.ops.partial_rotary_emb import partial_rotary_emb
+    from gristmill.ops.partial_rotary_emb import PartialRotaryEmb, partial_rotary_emb
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.rms_norm import rms_norm
+    from gristmill.ops.rope_tables import rope_tables
     from gristmill.ops.silu_and_mul import silu_and_mul
     from gristmill.ops.tune import tune
     from gristmill.ops.tune_many import tune_many
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 # next to nothing.
 _HOME = {
     "BoundOp": "gristmill.ops.bound_op",
+    "PartialRotaryEmb": "gristmill.ops.partial_rotary_emb",
     "TritonAutoTuner": "gristmill.tuners.tuner",
     "apply_rotary_pos_emb": "gristmill.ops.apply_rotary_pos_emb",
     "autotune": "gristmill.tuners.autotune",
@@ -66,6 +68,7 @@ _HOME = {
     "partial_rotary_emb": "gristmill.ops.partial_rotary_emb",
     "register_ops": "gristmill.ops._dispatch",
     "rms_norm": "gristmill.ops.rms_norm",
+    "rope_tables": "gristmill.ops.rope_tables",
     "silu_and_mul": "gristmill.ops.silu_and_mul",
     "thaw": "gristmill.ops.plans",
     "tune": "gristmill.ops.tune",
@@ -84,13 +87,14 @@ __all__ = [
     "MissingExtraError",
     "NoValidConfigError",
     "PackError",
+    "PartialRotaryEmb",
     "RegistrationError",
     "StrategyError",
     "TritonAutoTuner",
-    "apply_rotary_pos_emb",
     "TuningError",
     "UnknownOpError",
     "UnsupportedProblemError",
+    "apply_rotary_pos_emb",
     "autotune",
     "explain",
     "export_plans",
@@ -102,6 +106,7 @@ __all__ = [
     "partial_rotary_emb",
     "register_ops",
     "rms_norm",
+    "rope_tables",
     "silu_and_mul",
     "thaw",
     "tune",

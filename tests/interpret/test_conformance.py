@@ -158,7 +158,6 @@ MUTATIONS = {
     "apply_rotary_pos_emb/heads": [
         ("second * cos + first * sin", "second * cos - first * sin", "normal"),
         ("pair < PAIRS", "pair < PAIRS - 1", "normal"),
-        ("batch * stride_kb + ", "", "normal"),
         ("head < n_heads", "head < n_heads - 1", "normal"),
         ("at + 2 * PAIRS, mask, REST", "at + PAIRS, mask, REST", "normal"),
     ],

@@ -50,3 +50,19 @@ def partial_rotary_emb(
     Su et al., "RoFormer" (2021).
     """
     ...
+
+
+class PartialRotaryEmb:
+    """`partial_rotary_emb` under the name by which code that had it as an autograd function calls
+    it."""
+
+    @staticmethod
+    def apply(
+        q: torch.Tensor,
+        k_pe: torch.Tensor,
+        kv: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`partial_rotary_emb` of pairs that are neighbours; differentiable as that is."""
+        return partial_rotary_emb(q, k_pe, kv, cos, sin)

@@ -158,6 +158,14 @@ def tables(
     return cos.fill(angle.cos()), sin.fill(angle.sin())
 
 
+def in_two(x: TensorSpec) -> TensorSpec:
+    """A contiguous tensor of one sequence as one of two, where it has an even number of
+    positions."""
+    batch, length, *rest = x.shape
+    parts = 2 if batch == 1 and length and length % 2 == 0 else 1
+    return TensorSpec.contiguous((batch * parts, length // parts, *rest), x.dtype)
+
+
 def vary(x: torch.Tensor, variant: str) -> torch.Tensor:
     """Normal values made into those of a variant: `large` (2^40, float16: 2^12), `zeros` (every
     third), `nonfinite` (an infinity and a NaN in a head)."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from gristmill.specs._rotary import (
     check_tables,
     check_widths,
     from_pairs,
+    in_two,
     pairs,
     rotated_width,
     rotation_bounds,
@@ -229,13 +231,15 @@ def inputs(
 
 
 def forms(problem: Problem) -> dict[str, Problem]:
-    """Pairs of neighbours, and positions that pick rows of tables of half the width, in the dtype
-    of `q`."""
+    """Two sequences, pairs of neighbours, and positions that pick rows of tables of half the width,
+    in the dtype of `q`."""
     of = heads(problem)
-    batch, length = of.q.shape[:2]
+    names = [name for name, _ in problem.args[:2]]
+    batch, length = in_two(of.q).shape[:2]
     table = TensorSpec.contiguous((length + 3, of.pairs), of.q.dtype)
     args = {
         **dict(problem.args),
+        **dict(zip(names, map(in_two, (of.q, of.k)), strict=True)),
         "cos": table,
         "sin": table,
         "position_ids": TensorSpec.contiguous((batch, length), "int64"),
@@ -280,7 +284,7 @@ def problem_of(
 def heads_first(problem: Problem) -> Problem:
     """The same of `x.transpose(1, 2)` with heads before positions in memory."""
 
-    def moved(x: TensorSpec) -> TensorSpec:
+    def moved(x: Any) -> TensorSpec:
         _, length, count, head_dim = x.shape
         return replace(x, strides=(count * length * head_dim, head_dim, length * head_dim, 1))
 
@@ -307,20 +311,17 @@ WORKLOADS = (
 
 
 def sized(sizes: dict[str, int], dtype: str, names: tuple[str, str] = ("q", "k")) -> Problem:
-    """The problem of sizes by axis name: where the tokens are even, two sequences and as many
-    tables."""
+    """The problem of sizes by axis name."""
     tokens, pairs_each = sizes.get("tokens", 64), sizes.get("pairs", 16)
     rest, count = sizes.get("rest", 0), sizes.get("heads", 2)
-    batch = 2 if tokens % 2 == 0 and tokens else 1
     return problem_of(
-        batch,
-        tokens // batch,
+        1,
+        tokens,
         (count, sizes.get("kv_heads", 1)),
         2 * pairs_each + rest,
         dtype,
         2 * pairs_each if rest else None,
         names=names,
-        each=batch > 1,
     )
 
 

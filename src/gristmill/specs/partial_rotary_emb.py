@@ -22,6 +22,7 @@ from gristmill.specs._rotary import (
     check_rows_of,
     check_tables,
     check_widths,
+    in_two,
     pairs,
     rotation_bounds,
     tables,
@@ -210,11 +211,18 @@ def inputs(
 
 
 def forms(problem: Problem) -> dict[str, Problem]:
-    """Pairs half a width apart on both sides, and one table of half the width for all sequences."""
-    cos, (_, first) = problem["cos"], problem.args[0]
-    assert isinstance(first, TensorSpec)
-    half = TensorSpec.contiguous((cos.shape[-2], cos.shape[-1] // 2), first.dtype)
-    args = {**dict(problem.args), "cos": half, "sin": half, "interleaved": False}
+    """Two sequences, pairs half a width apart on both sides, and one table of half the width for
+    both, in their dtype."""
+    own = {n: x for n, x in problem.tensors.items() if n not in TABLE_DTYPES}
+    first = in_two(next(iter(own.values())))
+    half = TensorSpec.contiguous((first.shape[1], problem["cos"].shape[-1] // 2), first.dtype)
+    args = {
+        **dict(problem.args),
+        **{name: in_two(x) for name, x in own.items()},
+        "cos": half,
+        "sin": half,
+        "interleaved": False,
+    }
     return {"halves": Problem(problem.op, tuple(args.items()))}
 
 
@@ -241,13 +249,11 @@ def problem_of(
 
 
 def sized(sizes: dict[str, int], dtype: str) -> Problem:
-    """The problem of sizes by axis name: two sequences where the tokens are even; values at most as
-    wide as a query."""
+    """The problem of sizes by axis name; values at most as wide as a query."""
     tokens, rotary = sizes.get("tokens", 64), 2 * sizes.get("pairs", 16)
     nope, count = sizes.get("rest", 32), sizes.get("heads", 2)
     value = min(sizes.get("value", nope), nope + rotary)
-    batch = 2 if tokens % 2 == 0 and tokens else 1
-    return problem_of(batch, tokens // batch, count, (nope, rotary, value), dtype)
+    return problem_of(1, tokens, count, (nope, rotary, value), dtype)
 
 
 WORKLOADS = (

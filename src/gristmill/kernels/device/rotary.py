@@ -152,8 +152,9 @@ def _rotary_kernel(
 
     HEAD: what a head is made of and what is done with it: its pairs, the columns behind them, the
     step from a pair's column in a table to the next one's, whether pairs are neighbours, and
-    whether they are turned back. Constants: half a head is where the second values start, and of a constant
-    alone does Triton know multiples of 8. TILE: tokens, heads, and the hints of loads and stores.
+    whether they are turned back. Constants: half a head is where the second values start, and of a
+    constant alone does Triton know multiples of 8. TILE: tokens, heads, and the hints of loads and
+    stores.
     """
     BLOCK_T: tl.constexpr = TILE[0]
     BLOCK_H: tl.constexpr = TILE[1]
@@ -210,10 +211,7 @@ def prior(problem: Problem, target: Target) -> dict[str, Value]:
 def why_not(problem: Problem, target: Target) -> str | None:
     """Why the kernel cannot turn these heads, or `None`."""
     del target
-    of = heads(problem)
-    if of.q.numel + of.k.numel == 0:
-        return None
-    if of.pairs == 0:
+    if heads(problem).pairs == 0:
         return "no column is turned"
     return why_not_tiles(tiling(problem)) or why_not_alike(problem["cos"], problem["sin"])
 
@@ -247,7 +245,7 @@ def turn_both(
     of = heads(problem)
     q, k, cos, sin, ids, interleaved, _ = args
     programs = tiling(problem).programs(config["BLOCK_T"], config["BLOCK_H"])
-    if programs == 0 or of.pairs == 0:
+    if programs == 0:
         return ()
     sizes = (of.tokens, q.shape[1], cos.shape[-2], q.shape[2], k.shape[2])
     strides = (*q.stride()[:3], *k.stride()[:3], *row_strides(problem["cos"]), *_id_strides(ids))

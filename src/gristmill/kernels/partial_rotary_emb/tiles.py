@@ -128,7 +128,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
 
 def supports(problem: Problem, target: Target) -> str | None:
     del target
-    if problem["q"].numel and latent(problem).pairs == 0:
+    if latent(problem).pairs == 0:
         return "no column is turned"
     return why_not_tiles(_tiling(problem)) or why_not_alike(problem["cos"], problem["sin"])
 

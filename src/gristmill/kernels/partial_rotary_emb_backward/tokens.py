@@ -125,7 +125,7 @@ def _prior(problem: Problem, target: Target) -> dict[str, Value]:
 
 def supports(problem: Problem, target: Target) -> str | None:
     del target
-    if problem["grad_q_out"].numel and latent(problem).pairs == 0:
+    if latent(problem).pairs == 0:
         return "no column is turned"
     if latent(problem).heads == 0:
         return "no heads to sum over"
