@@ -30,9 +30,11 @@ case $step in
   overhead) bench --parts overhead --deadline 120 ;;
   memory) bench --parts rms_norm silu_and_mul --budget 8 --deadline 540 ;;
   backward) bench --parts rms_norm_backward silu_and_mul_backward --budget 8 --deadline 540 ;;
+  rotary) bench --parts apply_rotary_pos_emb apply_rotary_pos_emb_backward partial_rotary_emb partial_rotary_emb_backward \
+    --budget 8 --deadline 540 ;;
   matmul) bench --parts matmul --budget 6 --deadline 480 ;;
   mlp) python3 benchmarks/llama_mlp.py --out "$out" --commit "$commit" --tune 6 2> >(tail -c 2000 >&2) ;;
   aot) python3 benchmarks/aot.py --out "$out" --commit "$commit" 2> >(tail -c 2000 >&2) ;;
   sanitize) python3 benchmarks/sanitize.py --out "$out" --commit "$commit" --timeout 180 ;;
-  *) echo "steps: tests overhead memory backward matmul mlp aot sanitize two" >&2; exit 2 ;;
+  *) echo "steps: tests overhead memory backward rotary matmul mlp aot sanitize two" >&2; exit 2 ;;
 esac

@@ -142,10 +142,15 @@ def tile_prior(of: HeadTiles, target: Target) -> dict[str, Value]:
     return {"BLOCK_T": block_t, "BLOCK_H": block_h, "num_warps": warps, "EVICT": "", "STREAM": ""}
 
 
-def tile_constant(config: Mapping[str, Any]) -> tuple[int, int, str, str]:
-    """A config as one constant of a kernel: tokens and heads of a tile, and the hints of its
-    accesses."""
-    return config["BLOCK_T"], config["BLOCK_H"], config["EVICT"], config["STREAM"]
+def packed(*constants: int | str) -> str:
+    """Constants of a kernel as one, in text: that, and no tuple, an ahead-of-time artifact can
+    hold. `rotary.number` and `rotary.word` read it."""
+    return ",".join(c if isinstance(c, str) else str(int(c)) for c in constants)
+
+
+def tile_constant(config: Mapping[str, Any]) -> str:
+    """A config, `packed`: tokens and heads of a tile, and the hints of its accesses."""
+    return packed(config["BLOCK_T"], config["BLOCK_H"], config["EVICT"], config["STREAM"])
 
 
 def why_not_tiles(of: HeadTiles) -> str | None:

@@ -20,6 +20,7 @@ from gristmill.core.problem import Problem, TensorSpec
 from gristmill.core.target import Target
 from gristmill.kernels.device.head_tiles import (
     HeadTiles,
+    packed,
     power,
     tile_constant,
     tile_prior,
@@ -108,6 +109,18 @@ def store_pairs(
 
 
 @triton.constexpr_function
+def number(constants: str, index: int) -> int:
+    """A number among constants that are `packed`."""
+    return int(constants.split(",")[index])
+
+
+@triton.constexpr_function
+def word(constants: str, index: int) -> str:
+    """A text among constants that are `packed`."""
+    return constants.split(",")[index]
+
+
+@triton.constexpr_function
 def block_of(width: int) -> int:
     """The columns of a block that holds so many; none for none."""
     return 1 << (width - 1).bit_length() if width else 0
@@ -119,14 +132,14 @@ def _turn_heads(
     HEAD: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of heads, all of it read before any is written: `out` may be `x`."""
-    PAIRS: tl.constexpr = HEAD[0]
-    REST: tl.constexpr = HEAD[1]
-    INTERLEAVED: tl.constexpr = HEAD[3]
-    EVICT: tl.constexpr = TILE[2]
-    STREAM: tl.constexpr = TILE[3]
+    PAIRS: tl.constexpr = number(HEAD, 0)
+    REST: tl.constexpr = number(HEAD, 1)
+    INTERLEAVED: tl.constexpr = number(HEAD, 3)
+    EVICT: tl.constexpr = word(TILE, 2)
+    STREAM: tl.constexpr = word(TILE, 3)
     BLOCK_P: tl.constexpr = block_of(PAIRS)
     BLOCK_E: tl.constexpr = block_of(REST)
-    head = first_head + tl.arange(0, TILE[1])
+    head = first_head + tl.arange(0, number(TILE, 1))
     mask = here[:, None] & (head < n_heads)[None, :]
     at = x_ptr + (at_token[:, None] + (head.to(tl.int64) * stride_h)[None, :])
     row = (token.to(tl.int64) * n_heads)[:, None] + head[None, :]
@@ -134,7 +147,7 @@ def _turn_heads(
     first, second = load_pairs(at, mask, PAIRS, BLOCK_P, INTERLEAVED, EVICT)
     if REST > 0:
         rest = load_columns(at + 2 * PAIRS, mask, REST, BLOCK_E, EVICT)
-    first, second = turn(first, second, cos[:, None, :], sin[:, None, :], HEAD[4])
+    first, second = turn(first, second, cos[:, None, :], sin[:, None, :], number(HEAD, 4))
     store_pairs(out, first, second, mask, PAIRS, BLOCK_P, INTERLEAVED, STREAM)
     if REST > 0:
         store_columns(out + 2 * PAIRS, rest, mask, REST, BLOCK_E, STREAM)
@@ -150,15 +163,15 @@ def _rotary_kernel(
 ):  # fmt: skip
     """A tile of heads of `q` or of `k`.
 
-    HEAD: what a head is made of and what is done with it: its pairs, the columns behind them, the
-    step from a pair's column in a table to the next one's, whether pairs are neighbours, and
-    whether they are turned back. Constants: half a head is where the second values start, and of a
-    constant alone does Triton know multiples of 8. TILE: tokens, heads, and the hints of loads and
-    stores.
+    HEAD, `packed`: what a head is made of and what is done with it: its pairs, the columns behind
+    them, the step from a pair's column in a table to the next one's, whether pairs are neighbours,
+    and whether they are turned back. Constants: half a head is where the second values start, and
+    of a constant alone does Triton know multiples of 8. TILE: tokens, heads, and the hints of loads
+    and stores.
     """
-    BLOCK_T: tl.constexpr = TILE[0]
-    BLOCK_H: tl.constexpr = TILE[1]
-    PAIRS: tl.constexpr = HEAD[0]
+    BLOCK_T: tl.constexpr = number(TILE, 0)
+    BLOCK_H: tl.constexpr = number(TILE, 1)
+    PAIRS: tl.constexpr = number(HEAD, 0)
     q_blocks = (q_heads + BLOCK_H - 1) // BLOCK_H
     blocks = q_blocks + (k_heads + BLOCK_H - 1) // BLOCK_H
     pid = tl.program_id(0)
@@ -173,7 +186,7 @@ def _rotary_kernel(
         row = tl.load(ids_ptr + at_id, mask=here, other=0).to(tl.int64)
         known = here & (row >= 0) & (row < n_rows)
     at = batch * stride_tb + row * stride_ts
-    cos, sin = load_angles(cos_ptr, sin_ptr, at, known, PAIRS, block_of(PAIRS), HEAD[2])
+    cos, sin = load_angles(cos_ptr, sin_ptr, at, known, PAIRS, block_of(PAIRS), number(HEAD, 2))
     if block < q_blocks:
         at_token = batch * stride_qb + position * stride_qs
         _turn_heads(
@@ -249,20 +262,14 @@ def turn_both(
         return ()
     sizes = (of.tokens, q.shape[1], cos.shape[-2], q.shape[2], k.shape[2])
     strides = (*q.stride()[:3], *k.stride()[:3], *row_strides(problem["cos"]), *_id_strides(ids))
-    full = cos.shape[-1] == 2 * of.pairs
+    step = 2 if interleaved and cos.shape[-1] == 2 * of.pairs else 1
     return (
         Launch(
             kernel=_rotary_kernel,
             grid=(programs,),
             args=(q, k, cos, sin, ids, *outputs, *strides, *sizes),
             constexprs={
-                "HEAD": (
-                    of.pairs,
-                    of.rest,
-                    2 if full and interleaved else 1,
-                    interleaved,
-                    inverse,
-                ),
+                "HEAD": packed(of.pairs, of.rest, step, interleaved, inverse),
                 "TILE": tile_constant(config),
             },
             options={"num_warps": config["num_warps"]},

@@ -20,6 +20,7 @@ from gristmill.core.registry import register
 from gristmill.core.target import Target
 from gristmill.kernels.device.head_tiles import (
     HeadTiles,
+    packed,
     power,
     tile_constant,
     tile_prior,
@@ -31,11 +32,13 @@ from gristmill.kernels.device.rotary import (
     load_angles,
     load_columns,
     load_pairs,
+    number,
     row_strides,
     store_columns,
     store_pairs,
     turn,
     why_not_alike,
+    word,
 )
 from gristmill.specs.partial_rotary_emb import OP, latent
 
@@ -47,17 +50,17 @@ def _partial_rotary_fwd_kernel(
     stride_tb, stride_ts, n_tokens, length, n_heads,
     HEAD: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """HEAD: what a head is made of: the columns without a position, the pairs with one, the columns
-    of a value, and whether pairs are neighbours. TILE: tokens, heads, and the hints of loads and
-    stores."""
-    NOPE: tl.constexpr = HEAD[0]
-    PAIRS: tl.constexpr = HEAD[1]
-    VALUE: tl.constexpr = HEAD[2]
-    INTERLEAVED: tl.constexpr = HEAD[3]
-    BLOCK_T: tl.constexpr = TILE[0]
-    BLOCK_H: tl.constexpr = TILE[1]
-    EVICT: tl.constexpr = TILE[2]
-    STREAM: tl.constexpr = TILE[3]
+    """HEAD, `packed`: what a head is made of: the columns without a position, the pairs with one,
+    the columns of a value, and whether pairs are neighbours. TILE: tokens, heads, and the hints of
+    loads and stores."""
+    NOPE: tl.constexpr = number(HEAD, 0)
+    PAIRS: tl.constexpr = number(HEAD, 1)
+    VALUE: tl.constexpr = number(HEAD, 2)
+    INTERLEAVED: tl.constexpr = number(HEAD, 3)
+    BLOCK_T: tl.constexpr = number(TILE, 0)
+    BLOCK_H: tl.constexpr = number(TILE, 1)
+    EVICT: tl.constexpr = word(TILE, 2)
+    STREAM: tl.constexpr = word(TILE, 3)
     BLOCK_N: tl.constexpr = block_of(NOPE)
     BLOCK_P: tl.constexpr = block_of(PAIRS)
     BLOCK_V: tl.constexpr = block_of(VALUE)
@@ -156,7 +159,7 @@ def _launch(
                 *(*row_strides(problem["cos"]), *sizes),
             ),
             constexprs={
-                "HEAD": (of.nope, of.pairs, of.value, interleaved),
+                "HEAD": packed(of.nope, of.pairs, of.value, interleaved),
                 "TILE": tile_constant(config),
             },
             options={"num_warps": config["num_warps"]},

@@ -20,6 +20,7 @@ from gristmill.core.registry import register
 from gristmill.core.target import Target
 from gristmill.kernels.device.head_tiles import (
     HeadTiles,
+    packed,
     power,
     tile_constant,
     tile_prior,
@@ -31,11 +32,13 @@ from gristmill.kernels.device.rotary import (
     load_angles,
     load_columns,
     load_pairs,
+    number,
     row_strides,
     store_columns,
     store_pairs,
     turn,
     why_not_alike,
+    word,
 )
 from gristmill.specs.partial_rotary_emb_backward import OP, latent
 
@@ -49,14 +52,14 @@ def _partial_rotary_bwd_kernel(
 ):  # fmt: skip
     """`q` and `kv` are the gradients of what the forward pass returned; HEAD and TILE are its
     kernel's."""
-    NOPE: tl.constexpr = HEAD[0]
-    PAIRS: tl.constexpr = HEAD[1]
-    VALUE: tl.constexpr = HEAD[2]
-    INTERLEAVED: tl.constexpr = HEAD[3]
-    BLOCK_T: tl.constexpr = TILE[0]
-    BLOCK_H: tl.constexpr = TILE[1]
-    EVICT: tl.constexpr = TILE[2]
-    STREAM: tl.constexpr = TILE[3]
+    NOPE: tl.constexpr = number(HEAD, 0)
+    PAIRS: tl.constexpr = number(HEAD, 1)
+    VALUE: tl.constexpr = number(HEAD, 2)
+    INTERLEAVED: tl.constexpr = number(HEAD, 3)
+    BLOCK_T: tl.constexpr = number(TILE, 0)
+    BLOCK_H: tl.constexpr = number(TILE, 1)
+    EVICT: tl.constexpr = word(TILE, 2)
+    STREAM: tl.constexpr = word(TILE, 3)
     BLOCK_N: tl.constexpr = block_of(NOPE)
     BLOCK_P: tl.constexpr = block_of(PAIRS)
     BLOCK_V: tl.constexpr = block_of(VALUE)
@@ -152,7 +155,7 @@ def _launch(
             grid=(_tiling(problem).programs(config["BLOCK_T"], config["BLOCK_H"]),),
             args=(grad_q_out, grad_kv_out, cos, sin, *outputs, *strides, *sizes),
             constexprs={
-                "HEAD": (of.nope, of.pairs, of.value, interleaved),
+                "HEAD": packed(of.nope, of.pairs, of.value, interleaved),
                 "TILE": tile_constant(config),
             },
             options={"num_warps": config["num_warps"]},
