@@ -77,11 +77,15 @@ def _tables(
     width: int,
     interleaved: bool,
     position_ids: torch.Tensor | None = None,
-) -> list[torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole tables in the dtype of `x`, a row for each position: as a model makes them once for all
     of its layers, outside of what is timed."""
-    halves = (angles(table, width, interleaved, position_ids) for table in (cos, sin))
-    return [from_pairs(half, half, interleaved).to(x.dtype) for half in halves]
+
+    def whole(table: torch.Tensor) -> torch.Tensor:
+        half = angles(table, width, interleaved, position_ids)
+        return from_pairs(half, half, interleaved).to(x.dtype)
+
+    return whole(cos), whole(sin)
 
 
 def _rotary(
@@ -142,10 +146,10 @@ def _partial_rotary_backward(
 ) -> Call:
     *sizes, count, width = grad_q_out.shape
     shapes = (count, width), (1, rotary_dim), (count, width - rotary_dim + value_dim)
-    leaves = tuple(_leaf(grad_q_out.new_zeros((*sizes, *shape))) for shape in shapes)
+    q, k_pe, kv = (_leaf(grad_q_out.new_zeros((*sizes, *shape))) for shape in shapes)
     with torch.enable_grad():
-        out = _partial_rotary(*leaves, cos, sin, interleaved)()
-    return _backward(out, leaves, (grad_q_out, grad_kv_out))
+        out = _partial_rotary(q, k_pe, kv, cos, sin, interleaved)()
+    return _backward(out, (q, k_pe, kv), (grad_q_out, grad_kv_out))
 
 
 def _leaf(tensor: torch.Tensor, needed: bool = True) -> torch.Tensor:
