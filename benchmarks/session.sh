@@ -31,6 +31,8 @@ case $step in
   memory) bench --parts rms_norm silu_and_mul --budget 8 --deadline 540 ;;
   backward) bench --parts rms_norm_backward silu_and_mul_backward --budget 8 --deadline 540 ;;
   layer_norm) bench --parts layer_norm layer_norm_backward add_layer_norm add_layer_norm_backward --budget 8 --deadline 540 ;;
+  rotary) bench --parts apply_rotary_pos_emb apply_rotary_pos_emb_backward partial_rotary_emb partial_rotary_emb_backward \
+    --budget 8 --deadline 540 ;;
   matmul) bench --parts matmul --budget 6 --deadline 480 ;;
   activations) bench --parts gelu gelu_backward gelu_and_mul gelu_and_mul_backward relu2_and_mul relu2_and_mul_backward \
     --budget 3 --deadline 540 ;;
@@ -39,5 +41,5 @@ case $step in
   aot) python3 benchmarks/aot.py --out "$out" --commit "$commit" 2> >(tail -c 2000 >&2) ;;
   sanitize) python3 benchmarks/sanitize.py --out "$out" --commit "$commit" --timeout 180 ;;
   pack) GRISTMILL_CACHE_DIR=/tmp/plans python3 -m gristmill cache export --plans-only "$out/pack.jsonl" ;;
-  *) echo "steps: tests overhead memory backward layer_norm activations matmul search mlp aot sanitize pack two" >&2; exit 2 ;;
+  *) echo "steps: tests overhead memory backward layer_norm rotary activations matmul search mlp aot sanitize pack two" >&2; exit 2 ;;
 esac

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gristmill import nn
     from gristmill.ops._dispatch import register_ops
     from gristmill.ops.add_layer_norm import add_layer_norm
+    from gristmill.ops.apply_rotary_pos_emb import apply_rotary_pos_emb
     from gristmill.ops.bound_op import BoundOp
     from gristmill.ops.explain import explain
     from gristmill.ops.gelu import gelu
@@ -42,9 +43,11 @@ if TYPE_CHECKING:
     from gristmill.ops.get_op import get_op
     from gristmill.ops.layer_norm import layer_norm
     from gristmill.ops.matmul import matmul
+    from gristmill.ops.partial_rotary_emb import PartialRotaryEmb, partial_rotary_emb
     from gristmill.ops.plans import export_plans, freeze, import_plans, thaw
     from gristmill.ops.relu2_and_mul import relu2_and_mul
     from gristmill.ops.rms_norm import rms_norm
+    from gristmill.ops.rope_tables import rope_tables
     from gristmill.ops.silu_and_mul import silu_and_mul
     from gristmill.ops.tune import tune
     from gristmill.ops.tune_many import tune_many
@@ -57,8 +60,10 @@ __version__ = "0.1.0"
 # next to nothing.
 _HOME = {
     "BoundOp": "gristmill.ops.bound_op",
+    "PartialRotaryEmb": "gristmill.ops.partial_rotary_emb",
     "TritonAutoTuner": "gristmill.tuners.tuner",
     "add_layer_norm": "gristmill.ops.add_layer_norm",
+    "apply_rotary_pos_emb": "gristmill.ops.apply_rotary_pos_emb",
     "autotune": "gristmill.tuners.autotune",
     "explain": "gristmill.ops.explain",
     "export_plans": "gristmill.ops.plans",
@@ -69,9 +74,11 @@ _HOME = {
     "import_plans": "gristmill.ops.plans",
     "layer_norm": "gristmill.ops.layer_norm",
     "matmul": "gristmill.ops.matmul",
+    "partial_rotary_emb": "gristmill.ops.partial_rotary_emb",
     "register_ops": "gristmill.ops._dispatch",
     "relu2_and_mul": "gristmill.ops.relu2_and_mul",
     "rms_norm": "gristmill.ops.rms_norm",
+    "rope_tables": "gristmill.ops.rope_tables",
     "silu_and_mul": "gristmill.ops.silu_and_mul",
     "thaw": "gristmill.ops.plans",
     "tune": "gristmill.ops.tune",
@@ -90,6 +97,7 @@ __all__ = [
     "MissingExtraError",
     "NoValidConfigError",
     "PackError",
+    "PartialRotaryEmb",
     "RegistrationError",
     "StrategyError",
     "TritonAutoTuner",
@@ -97,6 +105,7 @@ __all__ = [
     "UnknownOpError",
     "UnsupportedProblemError",
     "add_layer_norm",
+    "apply_rotary_pos_emb",
     "autotune",
     "explain",
     "export_plans",
@@ -108,9 +117,11 @@ __all__ = [
     "layer_norm",
     "matmul",
     "nn",
+    "partial_rotary_emb",
     "register_ops",
     "relu2_and_mul",
     "rms_norm",
+    "rope_tables",
     "silu_and_mul",
     "thaw",
     "tune",

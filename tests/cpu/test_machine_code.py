@@ -191,6 +191,14 @@ def test_tf32_runs_on_warpgroups(name):
         ("gelu_and_mul", "tiles", "gemma2-9b-m4096"),
         ("gelu_and_mul_backward", "tiles", "8192x14336"),
         ("relu2_and_mul_backward", "tiles", "bitnet-2b-m4096"),
+        ("apply_rotary_pos_emb", "heads", "llama3-8b-4x4096"),
+        ("apply_rotary_pos_emb", "heads", "llama3-8b-4x4096-heads-first"),
+        ("apply_rotary_pos_emb", "heads", "llama3-8b-4x4096-interleaved"),
+        ("apply_rotary_pos_emb", "heads", "llama3-8b-4x4096-fp32"),
+        ("apply_rotary_pos_emb", "heads", "glm4-9b-1x8192"),
+        ("apply_rotary_pos_emb", "heads", "phi2-2x2048"),
+        ("apply_rotary_pos_emb_backward", "heads", "llama3-8b-4x4096"),
+        ("apply_rotary_pos_emb_backward", "heads", "llama3-8b-4x4096-interleaved"),
     ],
 )
 def test_rows_are_read_and_written_16_bytes_at_a_time(op, name, workload):
@@ -331,6 +339,9 @@ def test_a_new_token_count_compiles_nothing():
         ("silu_and_mul", "tiles", [{"rows": r, "N": 14336} for r in (1, 16, 17, 4096)]),
         ("silu_and_mul_backward", "tiles", [{"rows": r, "N": 768} for r in (16, 1000, 4097)]),
         ("gelu_and_mul", "tiles", [{"rows": r, "N": 14336} for r in (1, 16, 17)]),
+        ("apply_rotary_pos_emb", "heads", [{"tokens": t, "pairs": 64} for t in (16, 17, 4096)]),
+        ("partial_rotary_emb", "tiles", [{"tokens": t} for t in (16, 17, 4096)]),
+        ("partial_rotary_emb_backward", "tokens", [{"tokens": t} for t in (16, 17, 4096)]),
         ("matmul", "tiled", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
         ("matmul", "persistent_tma", [{"M": m, "N": 4096, "K": 4096} for m in (512, 1000, 1001)]),
         ("matmul", "split_k", [{"M": m, "N": 4096, "K": 4096} for m in (17, 32, 31)]),
@@ -378,6 +389,8 @@ def test_what_32_bit_counts_do_not_reach_is_refused():
         ("silu_and_mul", "tiles", {"rows": 2**31, "N": 1}),
         ("silu_and_mul_backward", "tiles", {"rows": 2**31, "N": 1}),
         ("gelu_and_mul", "tiles", {"rows": 2**31, "N": 1}),
+        ("apply_rotary_pos_emb", "heads", {"tokens": 2**31, "pairs": 1}),
+        ("partial_rotary_emb", "tiles", {"tokens": 2**31, "pairs": 1}),
         ("matmul", "tiled", {"M": 2**31 - 1, "N": 1, "K": 1}),
         ("matmul", "gemv", {"M": 1, "N": 1, "K": 2**31 - 1}),
     ]

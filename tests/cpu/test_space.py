@@ -87,6 +87,10 @@ REPRESENTATIVE = {
     "gelu_and_mul_backward": ("8192x14336", 100),
     "relu2_and_mul": ("8192x14336", 100),
     "relu2_and_mul_backward": ("8192x14336", 100),
+    "apply_rotary_pos_emb": ("llama3-8b-4x4096", 100),
+    "apply_rotary_pos_emb_backward": ("llama3-8b-4x4096", 100),
+    "partial_rotary_emb": ("deepseek-v2-lite-2x2048", 100),
+    "partial_rotary_emb_backward": ("deepseek-v2-lite-2x2048", 100),
 }
 
 

@@ -62,6 +62,7 @@ def test_compiled_references_conform(case):
 
 def far_cases():
     sizes = {"rows": 40, "N": 256, "M": 72, "K": 256, "B": 1}
+    sizes |= {"tokens": 40, "pairs": 64, "rest": 16, "heads": 3, "kv_heads": 2, "value": 8}
     for i in FIXED:
         axes = i.op.axis_names
         fit = fitted(i, {name: sizes[name] for name in axes}, "bfloat16", TARGET)
@@ -91,6 +92,13 @@ BREAK = {
     "gelu_and_mul_backward": ("z * (0.398942280", "z * (0.378942280"),
     "relu2_and_mul": ("side * side if", "side if"),
     "relu2_and_mul_backward": ("return 2 * side", "return side"),
+    **dict.fromkeys(
+        (
+            *("apply_rotary_pos_emb", "apply_rotary_pos_emb_backward"),
+            *("partial_rotary_emb", "partial_rotary_emb_backward"),
+        ),
+        ("second * cos + first * sin", "second * cos - first * sin"),
+    ),
     "matmul": ("acc = tl.zeros(", "acc = 1.0 + tl.zeros("),
     "matmul/padded": ("& (col < cols)", "& (col < cols - 1)"),
 }
@@ -100,6 +108,7 @@ BREAK = {
 def test_a_broken_kernel_is_rejected(implementation, tmp_path):
     names = implementation.op.axis_names
     known = {"rows": 37, "M": 140, "N": 1000, "K": 520, "B": 2}
+    known |= {"tokens": 37, "pairs": 20, "rest": 9, "heads": 5, "kv_heads": 2, "value": 7}
     if implementation.id == "matmul/padded":
         known["K"] = 523  # which it is for
     sizes = {name: known[name] for name in names}

@@ -11,7 +11,7 @@ import torch
 
 from gristmill.record import record
 
-GRAD, NEEDS, STRIDES = "grad_", "needs_", "strides_"
+GRAD, NEEDS, STRIDES, SHAPE = "grad_", "needs_", "strides_", "shape_"
 
 
 @record(eq=False, slots=False)
@@ -23,9 +23,9 @@ class Gradient:
         of: whose gradients its outputs are, in order.
         arguments: makes that op's arguments. What it needs are the names of its parameters: an
             argument or an output of the forward op (`out` where the schema names none),
-            `grad_<output>`, `needs_<argument>`, a bool, or `strides_<argument>`, of a tensor that
-            need not be kept itself. Nothing else is kept for the backward pass, so that a frozen
-            weight does not keep its activations alive.
+            `grad_<output>`, `needs_<argument>`, a bool, or `strides_<argument>` or
+            `shape_<argument>`, of a tensor that need not be kept itself. Nothing else is kept for
+            the backward pass, so that a frozen weight does not keep its activations alive.
         result: makes the gradients of what that op returns, its first parameter; the others are
             named as those of `arguments` (default: its outputs are the gradients).
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -90,6 +91,8 @@ class Op:
         bounds: error bounds: one `Bounds` for all outputs, or one for each (`each_bounds`).
         workloads: named problems.
         dtypes: dtypes that tensor arguments may have.
+        own_dtypes: by name, those of arguments that may have others (positions are integers, tables
+            stay in float32 beside bfloat16); autocast leaves these arguments as they are.
         matrix: whether the flops run on matrix units (for the roofline).
         sized: `(sizes by axis name, dtype name) -> problem`: the plain problem of these sizes, from
             which the conformance suite makes its adversarial ones.
@@ -114,6 +117,7 @@ class Op:
     workloads: tuple[Workload, ...]
     variants: tuple[str, ...] = ("normal",)
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
+    own_dtypes: Mapping[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
     matrix: bool = False
     sized: Callable[[Mapping[str, int], str], Problem] | None = None
     forms: Callable[[Problem], Mapping[str, Problem]] = _no_forms
@@ -202,8 +206,9 @@ class Op:
         for name, value in zip(self.names, values, strict=True):
             if not isinstance(value, torch.Tensor):
                 continue
-            if value.dtype not in self.dtypes:
-                allowed = ", ".join(str(d) for d in self.dtypes)
+            dtypes = self.own_dtypes.get(name, self.dtypes)
+            if value.dtype not in dtypes:
+                allowed = ", ".join(str(d) for d in dtypes)
                 raise InvalidInputError(
                     f"`{name}` has dtype {value.dtype}; `{self.name}` takes {allowed}. Convert "
                     f"it with `{name}.to(...)`."

@@ -8,6 +8,7 @@ from gristmill.nn.gelu_and_mul import GeluAndMul
 from gristmill.nn.layer_norm import LayerNorm
 from gristmill.nn.relu2_and_mul import Relu2AndMul
 from gristmill.nn.rms_norm import RMSNorm
+from gristmill.nn.rotary import RotaryEmbedding
 from gristmill.nn.silu_and_mul import SiluAndMul
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "Relu2AndMul",
+    "RotaryEmbedding",
     "SiluAndMul",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gristmill.core.gradient import GRAD, NEEDS, STRIDES, saved_names
+from gristmill.core.gradient import GRAD, NEEDS, SHAPE, STRIDES, saved_names
 from gristmill.core.op import Op, as_tuple
 from gristmill.core.problem import Problem, TensorSpec
 from gristmill.errors import RegistrationError, did_you_mean
@@ -75,7 +75,7 @@ def _refuse_unknown_names(op: Op) -> None:
     """Gradients of what the op does not have, or from it: found here, not in a backward pass."""
     known = {*op.names, *op.output_names}
     known |= {GRAD + n for n in op.output_names} | {
-        p + n for n in op.names for p in (NEEDS, STRIDES)
+        p + n for n in op.names for p in (NEEDS, STRIDES, SHAPE)
     }
     for gradient in op.gradients:
         unknown = sorted({*gradient.uses, *gradient.of} - known)
@@ -117,9 +117,9 @@ def _autocast_kernel(op: Op, overload: Any, device: str) -> Callable[..., Any]:
     """The op on arguments cast as it declares, with autocast off."""
     off = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 
-    def cast(value: Any, dtype: torch.dtype) -> Any:
+    def cast(name: str, value: Any, dtype: torch.dtype) -> Any:
         cast_it = isinstance(value, torch.Tensor) and value.dtype in op.dtypes
-        return value.to(dtype) if cast_it else value
+        return value.to(dtype) if cast_it and name not in op.own_dtypes else value
 
     def kernel(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(off):
@@ -127,7 +127,8 @@ def _autocast_kernel(op: Op, overload: Any, device: str) -> Callable[..., Any]:
                 dtype = torch.get_autocast_dtype(device.lower())
             else:
                 dtype = next(v.dtype for v in args if isinstance(v, torch.Tensor))
-            return overload(*(cast(value, dtype) for value in args))
+            # torch drops defaults at the end
+            return overload(*(cast(n, v, dtype) for n, v in zip(op.names, args, strict=False)))
 
     return kernel
 
@@ -188,6 +189,8 @@ def _formula(
             for name in saved:
                 if name.startswith(STRIDES):
                     known[name] = known[name.removeprefix(STRIDES)].stride()
+                elif name.startswith(SHAPE):
+                    known[name] = tuple(known[name.removeprefix(SHAPE)].shape)
             ctx.tensors = [name for name in saved if isinstance(known[name], torch.Tensor)]
             ctx.scalars = {name: known[name] for name in saved if name not in ctx.tensors}
             ctx.save_for_backward(*(known[name] for name in ctx.tensors))
