@@ -192,8 +192,8 @@ def merged(
 
 
 def tuned(session: Session, workload: Workload) -> dict[str, Any]:
-    """What tuning a workload gave, in short; a failure is an entry too. A plan that the cache has is
-    kept."""
+    """What tuning a workload gave, in short; a failure is an entry too. A plan that the cache has
+    is kept."""
     arguments, op = session.arguments, load(workload.problem.op)
     if not select(op, workload.problem, device_target(session.device), "eager").wants_tuning:
         return {"kept": True}

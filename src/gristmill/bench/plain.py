@@ -232,8 +232,7 @@ def _backward(out: Tensors, leaves: tuple[torch.Tensor | None, ...], grad_out: T
     def call() -> tuple[torch.Tensor, ...]:
         found = iter(torch.autograd.grad(out, wanted, grad_out, retain_graph=True))
         return tuple(
-            next(found) if leaf is not None and leaf.requires_grad else wanted[0].new_empty(0)
-            for leaf in leaves
+            next(found) if leaf is not None and leaf.requires_grad else empty for leaf in leaves
         )
 
     return call
