@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -103,3 +106,33 @@ def test_repair_keeps_near_to_what_it_was_given():
     assert mended is not None
     changed = [name for name in valid.knobs if mended.knobs.get(name) != valid.knobs[name]]
     assert 0 < len(changed) <= 12
+
+
+DRAWN = """
+import random
+from gristmill.core.problem import Problem
+from gristmill.core.sampling import Sampler
+from gristmill.core.space import Space, choice, require
+from gristmill.core.target import named_target
+knobs = [choice(f"K{i}", *range(8)) for i in range(6)]
+rules = [
+    require(f"sum {i}", lambda c, p, t, i=i: (c[f"K{i}"] + c[f"K{(i + 1) % 6}"] + c["K3"]) % 7 == 0)
+    for i in range(6)
+]
+sampler, rng = Sampler(Space(*knobs, *rules), Problem("op", ()), named_target("sm_90")), random.Random(0)
+print([str(sampler.draw(rng)) for _ in range(20)])
+"""
+
+
+def test_draws_are_those_of_any_other_process():
+    drawn = {
+        subprocess.run(
+            [sys.executable, "-c", DRAWN],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(drawn) == 1

@@ -91,7 +91,8 @@ class _State(Mapping[str, Any]):
         self._derived = {rule.name: rule for rule in space.derived}
         self._kept: dict[tuple[str, str], tuple[Any, set[str]]] = {}  # what rules gave, from what
         self._users: dict[str, set[tuple[str, str]]] = defaultdict(set)
-        self._readers: dict[str, set[Requirement]] = defaultdict(set)
+        # In the order in which they were asked: a set's would differ from process to process.
+        self._readers: dict[str, dict[Requirement, None]] = defaultdict(dict)
         self._reads: dict[Requirement, set[str]] = {}
         self._notes: list[set[str]] = []
         self.asked = 0  # constraints, again and again
@@ -138,7 +139,7 @@ class _State(Mapping[str, Any]):
         read = self._notes.pop()
         self._reads[requirement] = read
         for name in read:
-            self._readers[name].add(requirement)
+            self._readers[name][requirement] = None
         return held
 
     def _ask(self, kind: str, name: str, rule: Any) -> Any:
