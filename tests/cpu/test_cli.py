@@ -88,7 +88,12 @@ def test_an_unknown_command_and_an_unknown_option_are_usage_errors(run):
 @pytest.mark.parametrize(
     ("arguments", "given", "allowed", "advice"),
     [
-        (("explain", "rms_nrm", "-w", "x"), "'rms_nrm'", "matmul, rms_norm", "Did you mean"),
+        (
+            ("explain", "rms_nrm", "-w", "x"),
+            "'rms_nrm'",
+            "layer_norm, layer_norm_backward, matmul",
+            "Did you mean",
+        ),
         (("explain", "rms_norm"), "no problem", "needs one", "--workload"),
         (("explain", "rms_norm", "-w", "llama"), "'llama'", "llama3-8b-m1", "Choose one"),
         (("explain", "rms_norm", "-s", "y=3"), "'y=3'", "x, weight", "Write"),

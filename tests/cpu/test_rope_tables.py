@@ -134,3 +134,13 @@ def test_tables_refuse_what_is_no_position():
             gm.rope_tables(positions, 8)
     with pytest.raises(InvalidInputError, match="linear"):
         gm.rope_tables(torch.arange(2), 8, scaling={"type": "linear"})  # its older name
+
+
+def test_a_base_in_the_scaling_has_to_be_the_one_that_is_given():
+    positions, scaling = torch.arange(4), {"rope_type": "linear", "factor": 2.0}
+    expected = gm.rope_tables(positions, 8, 5e5, scaling)
+    torch.testing.assert_close(
+        gm.rope_tables(positions, 8, 5e5, {**scaling, "rope_theta": 5e5}), expected
+    )
+    with pytest.raises(gm.InvalidInputError, match=r"rope_theta 500000.0 and `theta` is 10000.0"):
+        gm.rope_tables(positions, 8, scaling={**scaling, "rope_theta": 5e5})

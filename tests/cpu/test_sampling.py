@@ -110,17 +110,13 @@ def test_repair_keeps_near_to_what_it_was_given():
 
 DRAWN = """
 import random
-from gristmill.core.problem import Problem
+from gristmill.core.registry import implementation, load
 from gristmill.core.sampling import Sampler
-from gristmill.core.space import Space, choice, require
 from gristmill.core.target import named_target
-knobs = [choice(f"K{i}", *range(8)) for i in range(6)]
-rules = [
-    require(f"sum {i}", lambda c, p, t, i=i: (c[f"K{i}"] + c[f"K{(i + 1) % 6}"] + c["K3"]) % 7 == 0)
-    for i in range(6)
-]
-sampler, rng = Sampler(Space(*knobs, *rules), Problem("op", ()), named_target("sm_90")), random.Random(0)
-print([str(sampler.draw(rng)) for _ in range(20)])
+strips = implementation("rms_norm_backward", "strips")  # most of its draws are repaired
+problem = load("rms_norm_backward").sized({"rows": 33, "N": 250}, "bfloat16")
+sampler, rng = Sampler(strips.space, problem, named_target("sm_90")), random.Random(0)
+print([str(sampler.draw(rng)) for _ in range(40)])
 """
 
 

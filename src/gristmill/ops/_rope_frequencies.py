@@ -32,10 +32,14 @@ def frequencies(
             f"`theta` is {theta}; `rope_tables` needs a finite number above 0. Pass one such as "
             "10000.0."
         )
+    kind, values = _read(scaling) if scaling is not None else ("default", {})
+    own = values.pop("rope_theta", theta)  # transformers 5 has it there
+    if own != theta:
+        raise InvalidInputError(
+            f"`scaling` has the rope_theta {own} and `theta` is {theta}; `rope_tables` turns by "
+            f"one. Pass `theta={own}`, as the scaling's model has it."
+        )
     plain = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
-    if scaling is None:
-        return plain, 1.0
-    kind, values = _read(scaling)
     return _SCALINGS[kind][0](plain, theta, values)
 
 
@@ -55,9 +59,9 @@ def _read(scaling: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             f"Choose one.{did_you_mean(str(kind), _SCALINGS)}"
         )
     _, needed, defaults = _SCALINGS[kind]
+    known = (*needed, *defaults)
     for name in given:
-        if name not in (*needed, *defaults):
-            known = (*needed, *defaults)
+        if name not in (*known, "rope_theta"):
             raise InvalidInputError(
                 f"`scaling` has the key {name!r}, which {kind!r} does not have; it has "
                 f"{', '.join(known) or 'none'}. Remove or rename it.{did_you_mean(name, known)}"

@@ -37,7 +37,8 @@ def rope_tables(
             "factor"}`, `{"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor",
             "original_max_position_embeddings"}`, or `{"rope_type": "yarn", "factor",
             "original_max_position_embeddings"}` with `attention_factor`, `beta_fast` (32),
-            `beta_slow` (1), `mscale`, `mscale_all_dim`, `truncate` (True) where they differ.
+            `beta_slow` (1), `mscale`, `mscale_all_dim`, `truncate` (True) where they differ. A
+            `rope_theta` in it has to be `theta`.
         interleaved: pairs are neighbours, so each value stands twice in a row of its own; else the
             second half of a table repeats the first.
 

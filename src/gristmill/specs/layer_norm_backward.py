@@ -132,8 +132,8 @@ def sums(problem: Problem) -> int:
 
 def outputs(problem: Problem) -> tuple[TensorSpec, ...]:
     x = problem["x"]
-    widths = (x.shape[-1] * has_weight_grad(problem), x.shape[-1] * problem["bias_grad"])
-    vectors = (TensorSpec.contiguous((width,), x.dtype) for width in widths)
+    wanted = has_weight_grad(problem), problem["bias_grad"]
+    vectors = (TensorSpec.contiguous((x.shape[-1] if one else 0,), x.dtype) for one in wanted)
     return TensorSpec.contiguous(x.shape, x.dtype), *vectors
 
 

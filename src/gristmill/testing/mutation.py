@@ -39,16 +39,17 @@ def mutated(implementation: Implementation, old: str, new: str, folder: Path) ->
 
 
 def _with_broken_import(source: str, old: str, new: str, folder: Path) -> str | None:
-    """The source importing device functions of which one has `new` for `old`, if any has."""
+    """The source importing device functions of which all that have `old`, themselves or in what
+    they import, have `new` for it; `None` where none has."""
+    made = source
     for shared in re.findall(r"^from (\S+\.kernels\.device\.\w+) import", source, re.MULTILINE):
         text = Path(str(sys.modules[shared].__file__)).read_text()
         mutant = text.replace(old, new)
-        if mutant == text:  # or of those that it imports
-            mutant = _with_broken_import(text, old, new, folder)
-        if mutant is not None:
+        mutant = _with_broken_import(mutant, old, new, folder) or mutant
+        if mutant != text:
             broken = _module(mutant, folder)
-            return source.replace(f"from {shared} import", f"from {broken.__name__} import")
-    return None
+            made = made.replace(f"from {shared} import", f"from {broken.__name__} import")
+    return None if made == source else made
 
 
 def _module(source: str, folder: Path) -> ModuleType:
