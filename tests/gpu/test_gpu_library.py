@@ -82,9 +82,12 @@ def test_inductor_calls_the_op_with_and_without_cuda_graphs(name, mode, cuda):
             torch.testing.assert_close(compiled(*values), want)
     for _ in range(4):
         torch.compiler.cudagraph_mark_step_begin()
-        got = gradients(compiled, values)
-        # Sums over heads, of which a graph's plan may round terms that this one's does not.
-        torch.testing.assert_close(got, gradients(call, values), rtol=1.6e-2, atol=1.6e-2)
+        # As vectors: of a sum, Inductor keeps in float32 what eager operations round term by term,
+        # and where terms cancel a value of it has no digit in common.
+        for g, w in zip(gradients(compiled, values), gradients(call, values), strict=True):
+            assert (g is None) == (w is None)
+            if g is not None:
+                assert (g - w).norm() <= 1e-2 * w.norm()
 
 
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")
