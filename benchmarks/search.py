@@ -194,7 +194,7 @@ def _run(decorate: Callable[[Any], Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     config = kernel.best_config
     known = {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages}
-    return {"seconds": seconds, "config": known, "tried": len(kernel.configs_timings or {})}
+    return {"seconds": seconds, "config": known}
 
 
 def _with_triton(budget: float) -> dict[str, Any]:

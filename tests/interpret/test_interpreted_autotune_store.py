@@ -53,6 +53,21 @@ def test_a_declared_space_sees_the_call_and_derives_constexprs(no_runs):
     assert again.best_config == tuner.best_config
 
 
+def test_a_budget_that_the_start_has_used_up_still_tries_some(monkeypatch):
+    """Else the first config of the space would be taken, whatever it is."""
+    measured, measure = [], KernelTrials.measure
+    monkeypatch.setattr(
+        KernelTrials,
+        "measure",
+        lambda trials, candidate, best: (
+            measured.append(candidate) or measure(trials, candidate, best)
+        ),
+    )
+    tuner = gm.autotune(space=SPACE, key=["n"], budget_s=1e-6)(users.double)
+    tuner[grid](torch.randn(N), torch.empty(N), N)
+    assert len(set(measured)) == 6
+
+
 def test_a_space_with_no_valid_config_gives_its_reasons():
     tuner = gm.autotune(space=SPACE, key=["n"])(users.double)
     with pytest.raises(TuningError, match="a block is larger than the row"):

@@ -36,6 +36,7 @@ from gristmill.tuning.subject import Compiles, Measures
 from gristmill.tuning.timed import ContextLost, reason_of
 
 UNCHECKED = "; its outputs were not checked"
+LEAST = 16  # configs of a space
 
 
 class WorkerMeasurer(Measurer):
@@ -223,6 +224,12 @@ class KernelRun(TuningRun):
         if compiled and isinstance(self._measurer, WorkerMeasurer):
             return KernelCompilePool(self._measurer.folder, self.target, self._task.resolve)
         return NothingToCompile()
+
+    @property
+    def _time_left(self) -> bool:
+        """As for an op; but a space has no prior, so its first config says nothing: some are tried
+        whatever the worker's start has left of the budget."""
+        return super()._time_left or len(self._measured) < LEAST
 
     def _first_candidates(self) -> list[Candidate]:
         """As for an op; a list has no prior, but a first one."""

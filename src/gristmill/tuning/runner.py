@@ -196,7 +196,11 @@ class TuningRun:
         )
         if enough or self.result.stopped or self._strategies.fault is not None:
             return False
-        return self.explore and self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
+        return self.explore and self._time_left
+
+    @property
+    def _time_left(self) -> bool:
+        return self._elapsed_s < self.budget.seconds * (1 - RACE_SHARE)
 
     def _search(self, pool: Compiles) -> None:
         """What is always measured first, unless it was before: the vendor calls, the priors and the
